@@ -57,7 +57,7 @@ class Mesh:
     `run` callables are background loops, started in order before the server takes calls and cancelled after it has
     drained.
     `missing` names in one sentence what the server still waits for before it is ready; empty: nothing.
-    `on_drain` runs when readiness is off and before the gRPC server stops; `on_stop` at the very end.
+    `on_begin_drain` is called when readiness goes off, `on_drain` before the gRPC server stops, `on_stop` at the end.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Mesh:
     registry: CollectorRegistry
     run: Sequence[Callable[[], Awaitable[None]]] = ()
     missing: Callable[[], str] = _nothing_missing
+    on_begin_drain: Callable[[], None] | None = None
     on_drain: Callable[[], Awaitable[None]] | None = None
     on_stop: Callable[[], Awaitable[None]] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -122,6 +123,8 @@ class MeshServer:
         """Readiness off, the time for Envoy to see it, calls under way to their end, then the loops and clients."""
         _log.info("draining", gently=gently)
         self._draining = True
+        if self._mesh.on_begin_drain is not None:
+            self._mesh.on_begin_drain()
         await self._health.enter_graceful_shutdown()
         if gently:
             await asyncio.sleep(self._settings.drain_delay_s)

@@ -1,0 +1,101 @@
+"""Composition root of the Router: `python -m hivemind.servers.router`."""
+
+import socket
+import sys
+import time
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from hivemind.servers.common.catalogue import CatalogueError, environment, load_catalogue
+from hivemind.servers.common.channels import peer_channel
+from hivemind.servers.common.interceptors import CallPolicy
+from hivemind.servers.common.redis_client import redis_client
+from hivemind.servers.common.server import Mesh, main
+from hivemind.servers.router.catalogue_watch import CatalogueWatch
+from hivemind.servers.router.completion import Completions
+from hivemind.servers.router.edge_server import EdgeServer
+from hivemind.servers.router.fleet import Fleet
+from hivemind.servers.router.governor_client import GovernorClient, GovernorState
+from hivemind.servers.router.metrics import RouterMetrics
+from hivemind.servers.router.openai_edge import OpenAIEdge
+from hivemind.servers.router.record_store import RedisRecordStore
+from hivemind.servers.router.records import Recorder
+from hivemind.servers.router.service import RouterService
+from hivemind.servers.router.settings import RouterSettings
+from hivemind.servers.router.spend import BudgetBook
+from hivemind.servers.router.upstream_aiohttp import AiohttpUpstream
+from hivemind.v1 import router_pb2_grpc
+
+
+@dataclass(slots=True)
+class _Readiness:
+    """The edge is ready as long as the Router does not drain."""
+
+    draining: bool = False
+
+    def __call__(self) -> tuple[bool, str]:
+        return (not self.draining), "the Router is draining" if self.draining else "ready"
+
+
+def build(settings: RouterSettings) -> Mesh:
+    """Puts the Router together. It runs inside the event loop."""
+    try:
+        catalogue = load_catalogue(settings.config, environment())
+    except CatalogueError as error:
+        sys.exit(f"router: {error}")
+    clock = time.monotonic
+    registry = CollectorRegistry()
+    metrics = RouterMetrics(registry)
+    key = settings.api_key.get_secret_value() if settings.api_key is not None else None
+    fleet = Fleet(catalogue, clock)
+    redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s, connections=8)
+    store = RedisRecordStore(redis, retention_s=settings.record_retention_s)
+    recorder = Recorder(store, flush_s=settings.record_flush_s, on_drop=metrics.records_dropped.inc)
+    channel = peer_channel(settings.governor_address)
+    state = GovernorState(clock)
+    governor = GovernorClient(channel, state, api_key=key, holder=f"router@{socket.gethostname()}")
+    budgets = BudgetBook(governor, view=lambda: state.view, clock=clock)
+    upstream = AiohttpUpstream(connections=settings.upstream_connections)
+    completions = Completions(
+        fleet=fleet,
+        upstream=upstream,
+        budgets=budgets,
+        recorder=recorder,
+        governance=state,
+        metrics=metrics,
+        clock=clock,
+    )
+    readiness = _Readiness()
+    policy = CallPolicy(key, settings.deadline_s, settings.max_in_flight)
+    edge = OpenAIEdge(
+        completions, policy=policy, max_body=settings.max_body, metrics=metrics, ready=readiness, clock=clock
+    )
+    server = EdgeServer(edge, host=settings.host, port=settings.http_port)
+    watch = CatalogueWatch(settings.config, poll_s=settings.catalogue_poll_s, on_change=fleet.replace)
+    service = RouterService(completions, store, recorder, clock=clock)  # type: ignore[abstract]
+
+    async def on_stop() -> None:
+        await budgets.close()
+        await recorder.flush()
+        await upstream.close()
+        await channel.close()
+        await redis.aclose()
+
+    def begin_drain() -> None:
+        readiness.draining = True
+
+    return Mesh(
+        name="router",
+        service="hivemind.v1.RouterService",
+        add=lambda grpc_server: router_pb2_grpc.add_RouterServiceServicer_to_server(service, grpc_server),
+        registry=registry,
+        run=(server.run, recorder.run, governor.watch, watch.run, lambda: budgets.run(settings.spend_flush_s)),
+        on_begin_drain=begin_drain,
+        on_drain=server.stop,
+        on_stop=on_stop,
+    )
+
+
+if __name__ == "__main__":
+    main(RouterSettings, "router", build)

@@ -1,0 +1,553 @@
+"""Makes completions: decides, holds the money, calls models with retries and fallback, accounts for it all.
+
+Retries and fallback happen before the first byte only. What was sent to a client is never taken back.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import orjson
+
+from hivemind.servers.common.catalogue import MASTER, Endpoint, Model
+from hivemind.servers.common.errors import MeshError
+from hivemind.servers.router.fleet import Fleet
+from hivemind.servers.router.metrics import RouterMetrics
+from hivemind.servers.router.ports import Upstream, UpstreamError, UpstreamResponse
+from hivemind.servers.router.records import Call, Record, Recorder, Tokens
+from hivemind.servers.router.request import Request
+from hivemind.servers.router.selector import Decision, Option, decide
+from hivemind.servers.router.spend import BudgetBook, Hold
+from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, text_of
+from hivemind.servers.router.tokens import text_tokens
+
+PATH: Final = "/chat/completions"
+MAX_ANSWER_BYTES: Final = 64 << 20
+MAX_ATTEMPTS: Final = 3
+RETRY_DELAY_S: Final = 0.1
+LONGEST_RETRY_AFTER_S: Final = 2.0
+AFTER_DONE_S: Final = 0.25
+_CLIENTS_FAULT: Final = frozenset({400, 413, 415, 422})
+
+
+class Governance(Protocol):
+    """What the Governor last said, as far as a request needs it."""
+
+    @property
+    def dial(self) -> float:
+        """The quality dial in [0,1]."""
+
+    def admit(self, tenant: str) -> None:
+        """Takes one request from the tenant's rate, or raises MeshError RATE_LIMITED."""
+
+    def tenant_label(self, tenant: str) -> str:
+        """The tenant as a bounded metric label."""
+
+
+class UpstreamRefused(Exception):
+    """A model server found fault with the request itself; status and body are for the client."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"the model server answered {status}")
+        self.status, self.body = status, body
+
+
+class _AttemptFailed(Exception):
+    """One call failed in a way that another may cure."""
+
+    def __init__(self, why: str, *, retry_after_s: float = 0.0, endpoints_fault: bool = True) -> None:
+        super().__init__(why)
+        self.retry_after_s, self.endpoints_fault = retry_after_s, endpoints_fault
+
+
+@dataclass(slots=True)
+class Work:
+    """A request on its way: what was decided, and the record that grows with it."""
+
+    request: Request
+    record: Record
+    decision: Decision | None = None
+    hold: Hold = field(default_factory=lambda: Hold(0))
+    option: Option | None = None
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole answer: its bytes as they came, and the same parsed."""
+
+    work: Work
+    raw: bytes
+    parsed: dict[str, Any]
+
+
+class Completions:
+    """The core of the Router. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        upstream: Upstream,
+        budgets: BudgetBook,
+        recorder: Recorder,
+        governance: Governance,
+        metrics: RouterMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.fleet = fleet
+        self._upstream, self._budgets, self._recorder = upstream, budgets, recorder
+        self._governance, self._metrics, self._clock = governance, metrics, clock
+
+    def decide(self, request: Request) -> Work:
+        """Decides and records it; nothing is called."""
+        work = self._begin(request)
+        try:
+            self._decide(work)
+        except MeshError as error:
+            self._end(work, error.reason)
+            raise
+        self._end(work, "OK")
+        return work
+
+    async def plain(self, request: Request) -> Answer:
+        """A whole answer; MeshError or UpstreamRefused if there is none."""
+        work = self._begin(request)
+        try:
+            answer: Answer = await self._guarded(work, self._plain_call)
+            return answer
+        except BaseException as error:
+            self._fail(work, error)
+            raise
+
+    async def stream(self, request: Request) -> "OpenStream":
+        """A stream whose first event has come; MeshError or UpstreamRefused if there is none."""
+        work = self._begin(request)
+        try:
+            stream: OpenStream = await self._guarded(work, self._open_stream)
+            return stream
+        except BaseException as error:
+            self._fail(work, error)
+            raise
+
+    def finish_stream(self, stream: "OpenStream", outcome: str) -> None:
+        """Accounts for a stream that has ended, whole or not. The second call does nothing."""
+        work, call = stream.work, stream.call
+        if work.ended:
+            return
+        tokens = _tokens(stream.chat.usage, work.request, stream.chat.text_bytes)
+        now = self._clock()
+        call.latency_s = now - stream.called
+        call.model = stream.chat.model or call.model
+        call.error = "" if outcome == "OK" else stream.problem or outcome
+        breaker = self.fleet.breaker(call.alias, stream.endpoint)
+        if outcome == "UPSTREAM_FAILED":
+            breaker.fail(call.error)
+        else:
+            breaker.succeed()
+        self._account(work, call, tokens)
+        self._end(work, outcome)
+
+    async def _guarded(self, work: Work, call: Callable[..., Any]) -> Any:
+        request = work.request
+        self._governance.admit(request.tenant)
+        decision = self._decide(work)
+        try:
+            async with asyncio.timeout(request.deadline - self._clock()):
+                return await self._first_that_answers(work, decision, call)
+        except TimeoutError:
+            raise MeshError("DEADLINE_PASSED", "the deadline passed before a model had answered") from None
+
+    def _begin(self, request: Request) -> Work:
+        record = Record(
+            request.request_id, request.created, request.tenant, request.session, request.surface,
+            request.model or "auto", prompt_sha256=request.prompt_sha256, trace_id=request.traceparent[3:35],
+        )  # fmt: skip
+        return Work(request, record)
+
+    def _decide(self, work: Work) -> Decision:
+        decision = decide(work.request, self.fleet.states(), dial=self._governance.dial)
+        record = work.record
+        record.strategy, record.chosen_model = decision.strategy, decision.chosen.model.alias
+        record.domain, record.reason, record.candidates = decision.domain, decision.reason, decision.candidates
+        record.degraded += decision.degraded
+        work.decision = decision
+        return decision
+
+    async def _first_that_answers(self, work: Work, decision: Decision, call: Callable[..., Any]) -> Any:
+        """Tries the options in turn. Only a request for `auto` has more than one."""
+        options = decision.options
+        for i, option in enumerate(options):
+            rest = options[i + 1 :]
+            try:
+                work.hold = await self._budgets.hold(work.request.tenant, option.cost_micros)
+            except MeshError as error:
+                if not _next_is_cheaper(option, rest) or work.request.refuse_on_budget:
+                    raise
+                work.record.degraded.append(f"{option.model.alias} was passed over: {error.message}")
+                continue
+            work.option = option
+            try:
+                return await self._try_endpoints(work, option, call, alternatives=bool(rest))
+            except UpstreamRefused as error:
+                work.hold.settle(0)
+                if not rest or not _too_long(error):
+                    raise
+                work.record.degraded.append(f"{option.model.alias} cannot hold so long a prompt")
+            except MeshError as error:
+                work.hold.settle(0)
+                if not rest:
+                    raise
+                work.record.degraded.append(f"{option.model.alias} failed: {error.message}")
+        raise MeshError("NO_MODEL_AVAILABLE", "; ".join(work.record.degraded) or "no model could answer")
+
+    async def _try_endpoints(self, work: Work, option: Option, call: Callable[..., Any], *, alternatives: bool) -> Any:
+        model = option.model
+        endpoints = self.fleet.in_turn(model)
+        if not endpoints:
+            wait = max(0.1, self.fleet.resting_s(model))
+            message = f"every endpoint of {model.alias} rests after failures ({self._last_error(model)})"
+            raise MeshError("UPSTREAM_FAILED", message, retry_after_s=wait)
+        cap = model.max_output_tokens if work.hold.binds and work.request.max_tokens is None else None
+        template = work.request.body.template(cap=cap)
+        for attempt in range(MAX_ATTEMPTS):
+            endpoint = endpoints[attempt % len(endpoints)]
+            patient = not alternatives and len(endpoints) == 1
+            try:
+                return await self._attempt(work, model, endpoint, template.fill(endpoint.model), call, patient=patient)
+            except _AttemptFailed as failure:
+                failed = failure
+                last = attempt + 1 == MAX_ATTEMPTS or (alternatives and attempt + 1 >= len(endpoints))
+                if last or (failure.retry_after_s > LONGEST_RETRY_AFTER_S and len(endpoints) == 1):
+                    break
+                await self._pause(failure, attempt, endpoints)
+        message = f"{model.alias} failed: {failed}"
+        raise MeshError("UPSTREAM_FAILED", message, retry_after_s=failed.retry_after_s or None)
+
+    async def _pause(self, failure: _AttemptFailed, attempt: int, endpoints: Sequence[Endpoint]) -> None:
+        """Another endpoint is tried at once, the same one after a while."""
+        if (attempt + 1) % len(endpoints) == 0:
+            await asyncio.sleep(max(failure.retry_after_s, RETRY_DELAY_S * 2**attempt))
+
+    async def _attempt(
+        self, work: Work, model: Model, endpoint: Endpoint, body: bytes, call: Callable[..., Any], *, patient: bool
+    ) -> Any:
+        breaker = self.fleet.breaker(model.alias, endpoint)
+        entry = Call(model.alias, f"{endpoint.number}:{endpoint.host}", time.time(), model=endpoint.model)
+        work.record.calls.append(entry)
+        called = self._clock()
+        breaker.begin()
+        try:
+            return await call(work, model, endpoint, body, entry, patient)
+        except _AttemptFailed as failure:
+            entry.error = str(failure)
+            if failure.endpoints_fault:
+                breaker.fail(entry.error)
+            else:
+                breaker.abandon()
+            raise
+        except UpstreamRefused as refused:
+            breaker.succeed()
+            entry.error = str(refused)
+            raise
+        except BaseException:
+            breaker.abandon()
+            entry.error = entry.error or "the client or the deadline ended the call"
+            raise
+        finally:
+            if not entry.latency_s:
+                entry.latency_s = self._clock() - called
+
+    async def _plain_call(
+        self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
+    ) -> Answer:
+        limits = model.timeouts
+        called = self._clock()
+        try:
+            async with asyncio.timeout(limits.total_s if patient else limits.first_token_s) as limit:
+                response = await self._post(work.request, model, endpoint, body)
+                try:
+                    entry.http_status = response.status
+                    limit.reschedule(asyncio.get_running_loop().time() + limits.total_s)
+                    raw = await response.read(MAX_ANSWER_BYTES)
+                finally:
+                    response.close()
+        except TimeoutError:
+            raise _AttemptFailed("the model server did not answer in time") from None
+        except UpstreamError as error:
+            raise _AttemptFailed(str(error)) from error
+        parsed = _checked_answer(response, raw)
+        breaker = self.fleet.breaker(model.alias, endpoint)
+        breaker.succeed()
+        entry.latency_s = self._clock() - called
+        entry.model = text_of(parsed.get("model")) or entry.model
+        self._account(work, entry, _tokens(parsed.get("usage"), work.request, _answer_bytes(parsed)))
+        self._end(work, "OK")
+        return Answer(work, raw, parsed)
+
+    async def _open_stream(
+        self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
+    ) -> "OpenStream":
+        limits = model.timeouts
+        called = self._clock()
+        response: UpstreamResponse | None = None
+        try:
+            async with asyncio.timeout(limits.first_token_s):
+                response = await self._post(work.request, model, endpoint, body)
+                entry.http_status = response.status
+                if response.status != 200 or "text/event-stream" not in response.header("Content-Type"):
+                    _raise_for(response, await response.read(MAX_ANSWER_BYTES), "it sent no event stream")
+                stream = OpenStream(self, work, model, endpoint, entry, response, called)
+                await stream.read_first()
+        except TimeoutError:
+            _close(response)
+            raise _AttemptFailed("the model server sent no token in time") from None
+        except (UpstreamError, BrokenStream) as error:
+            _close(response)
+            raise _AttemptFailed(str(error)) from error
+        except BaseException:
+            _close(response)
+            raise
+        now = self._clock()
+        entry.first_token_s = now - called
+        work.record.first_token_s = now - work.request.arrived
+        return stream
+
+    async def _post(self, request: Request, model: Model, endpoint: Endpoint, body: bytes) -> UpstreamResponse:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream" if request.stream else "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "hivemind",
+            "X-Request-Id": request.request_id,
+        }
+        if endpoint.api_key:
+            headers["Authorization"] = f"Bearer {endpoint.api_key}"
+        if request.traceparent:
+            headers["traceparent"] = request.traceparent
+            if request.tracestate:
+                headers["tracestate"] = request.tracestate
+        return await self._upstream.post(endpoint, PATH, body, headers, connect_s=model.timeouts.connect_s)
+
+    def _account(self, work: Work, call: Call, tokens: Tokens) -> None:
+        """Settles a call that was answered, in whole or in part."""
+        option = work.option
+        assert option is not None
+        model, record, request = option.model, work.record, work.request
+        call.usage, call.cost_micros = tokens, model.cost_micros(tokens.prompt, tokens.completion)
+        work.hold.settle(call.cost_micros)
+        record.usage, record.cost_micros = tokens, call.cost_micros
+        master = self.fleet.catalogue.get(MASTER)
+        if master is not None:
+            record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
+        self.fleet.note(model.alias, latency_s=call.latency_s, cost=call.cost_micros, upper=option.cost_micros)
+        self._budgets.book(
+            request.tenant, model.alias, cost_micros=call.cost_micros, prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            master_cost=call.cost_micros if record.master_cost_micros is None else record.master_cost_micros,
+        )  # fmt: skip
+        if record.chosen_model != model.alias:
+            record.chosen_model = model.alias
+
+    def _fail(self, work: Work, error: BaseException) -> None:
+        outcome = _outcome_of(error)
+        if outcome in ("CANCELLED", "DEADLINE_PASSED") and work.option is not None and work.record.calls:
+            # the model server has read the prompt and will ask for its price
+            prompt_only = Tokens(work.request.prompt.expected, 0, estimated=True)
+            self._account(work, work.record.calls[-1], prompt_only)
+        work.hold.settle(0)
+        self._end(work, outcome)
+
+    def _end(self, work: Work, outcome: str) -> None:
+        if work.ended:
+            return
+        work.ended = True
+        record = work.record
+        record.outcome = outcome
+        record.latency_s = self._clock() - work.request.arrived
+        self._metrics.observe(record, tenant_label=self._governance.tenant_label(record.tenant))
+        self._recorder.add(record)
+
+    def _last_error(self, model: Model) -> str:
+        errors = (self.fleet.breaker(model.alias, e).last_error for e in model.endpoints)
+        return next((e for e in errors if e), "unknown")
+
+
+class OpenStream:
+    """A stream whose first event has come. Iterate `batches`, then `close`; events keep their bytes."""
+
+    def __init__(
+        self,
+        completions: Completions,
+        work: Work,
+        model: Model,
+        endpoint: Endpoint,
+        call: Call,
+        response: UpstreamResponse,
+        called: float,
+    ) -> None:
+        self.work, self.model, self.endpoint, self.call, self.called = work, model, endpoint, call, called
+        self.chat = ChatStream()
+        self.problem = ""
+        self._completions = completions
+        self._response = response
+        self._chunks = response.chunks()
+        self._splitter = EventSplitter()
+        self._first: list[tuple[bytes, dict[str, Any] | None]] = []
+
+    async def read_first(self) -> None:
+        """Reads until the first event with data; UpstreamError or BrokenStream if there is none."""
+        async for chunk in self._chunks:
+            self._first += self._events(chunk)
+            if any(parsed is not None for _, parsed in self._first):
+                return
+            if self.chat.done:
+                break
+        raise BrokenStream(self.chat.why_broken())
+
+    async def batches(self) -> Any:
+        """Yields lists of (bytes, parsed) as they come, `[DONE]` never among them.
+
+        Ends when the answer is whole. Raises MeshError UPSTREAM_FAILED for one that breaks, DEADLINE_PASSED for one
+        that takes too long.
+        """
+        if self._first:
+            yield self._first
+        loop = asyncio.get_running_loop()
+        offset = loop.time() - self._completions._clock()
+        request, limits = self.work.request, self.model.timeouts
+        end = min(request.deadline, self.called + limits.total_s) + offset
+        while not self.chat.done:
+            try:
+                async with asyncio.timeout_at(min(end, loop.time() + limits.idle_s)):
+                    batch = await self._next_batch()
+            except TimeoutError:
+                raise self._too_late(loop.time() >= end) from None
+            except (UpstreamError, BrokenStream) as error:
+                raise self._broken(str(error)) from error
+            if batch:
+                yield batch
+        if not self.chat.whole:
+            raise self._broken(self.chat.why_broken())
+
+    async def close(self, outcome: str) -> None:
+        """Ends the call and accounts for it. A whole answer leaves its connection to the pool."""
+        try:
+            if outcome == "OK":
+                await self._read_to_end()
+        finally:
+            self._response.close()
+            self._completions.finish_stream(self, outcome)
+
+    async def _next_batch(self) -> list[tuple[bytes, dict[str, Any] | None]]:
+        """The next whole events: a server that drips single bytes does not count as alive."""
+        while True:
+            try:
+                chunk = await anext(self._chunks)
+            except StopAsyncIteration:
+                raise BrokenStream(self.chat.why_broken()) from None
+            batch = self._events(chunk)
+            if batch or self.chat.done:
+                return batch
+
+    def _events(self, chunk: bytes) -> list[tuple[bytes, dict[str, Any] | None]]:
+        events: list[tuple[bytes, dict[str, Any] | None]] = []
+        for raw in self._splitter.feed(chunk):
+            parsed = self.chat.take(raw)
+            if self.chat.done:
+                break
+            events.append((raw, parsed))
+        return events
+
+    async def _read_to_end(self) -> None:
+        try:
+            async with asyncio.timeout(AFTER_DONE_S):
+                async for _ in self._chunks:
+                    pass
+        except (TimeoutError, UpstreamError):
+            return
+
+    def _broken(self, why: str) -> MeshError:
+        self.problem = why
+        return MeshError("UPSTREAM_FAILED", f"{self.model.alias} failed in the middle of its answer: {why}")
+
+    def _too_late(self, deadline: bool) -> MeshError:
+        if deadline:
+            self.problem = "the deadline passed"
+            return MeshError("DEADLINE_PASSED", "the deadline passed in the middle of the answer")
+        return self._broken(f"nothing came for {self.model.timeouts.idle_s:g} s")
+
+
+def _checked_answer(response: UpstreamResponse, raw: bytes) -> dict[str, Any]:
+    """The parsed answer of a model server that did its work; raises what fits otherwise."""
+    if response.status != 200:
+        _raise_for(response, raw, "")
+    try:
+        parsed = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise _AttemptFailed("the model server's answer is not JSON") from None
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("choices"), list):
+        raise _AttemptFailed("the model server's answer is not a chat completion")
+    return parsed
+
+
+def _raise_for(response: UpstreamResponse, raw: bytes, problem: str) -> None:
+    status = response.status
+    if status in _CLIENTS_FAULT:
+        raise UpstreamRefused(status, raw)
+    if status == 200:
+        raise _AttemptFailed(f"the model server's answer cannot be used: {problem}")
+    why = f"the model server answered {status}"
+    try:
+        body = orjson.loads(raw)
+        if isinstance(body, dict) and body.get("error") and status >= 500:
+            why += f": {error_text(body)}"
+    except orjson.JSONDecodeError:
+        pass
+    raise _AttemptFailed(why, retry_after_s=_retry_after(response), endpoints_fault=status != 429)
+
+
+def _retry_after(response: UpstreamResponse) -> float:
+    value = response.header("Retry-After")
+    return min(float(value), 3600.0) if value.isdecimal() else 0.0
+
+
+def _tokens(usage: object, request: Request, answer_bytes: int) -> Tokens:
+    """What the model server counted, or an estimate that is marked so."""
+    if isinstance(usage, dict):
+        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if isinstance(prompt, int) and isinstance(completion, int) and prompt >= 0 and completion >= 0:
+            return Tokens(prompt, completion)
+    return Tokens(request.prompt.expected, text_tokens(answer_bytes), estimated=True)
+
+
+def _answer_bytes(parsed: dict[str, Any]) -> int:
+    total = 0
+    for choice in parsed["choices"]:
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if isinstance(message, dict):
+            total += len(text_of(message.get("content"))) + len(str(message.get("tool_calls") or "")) // 2
+    return total
+
+
+def _next_is_cheaper(option: Option, rest: Sequence[Option]) -> bool:
+    return any(o.cost_micros < option.cost_micros for o in rest)
+
+
+def _too_long(error: UpstreamRefused) -> bool:
+    return b"context_length" in error.body or b"context length" in error.body
+
+
+def _outcome_of(error: BaseException) -> str:
+    if isinstance(error, MeshError):
+        return error.reason
+    if isinstance(error, UpstreamRefused):
+        return "UPSTREAM_REFUSED"
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL_ERROR"
+
+
+def _close(response: UpstreamResponse | None) -> None:
+    if response is not None:
+        response.close()

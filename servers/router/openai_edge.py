@@ -1,0 +1,290 @@
+"""The OpenAI-compatible HTTP surface: an ASGI app over the same core as the gRPC service.
+
+It hands bytes on in both directions. A request changes only as Body.template says; an answer gets the `hivemind`
+object, a stream one more chunk before `[DONE]`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from hivemind.servers.common.context import (
+    DEFAULT_TENANT,
+    CallContext,
+    current_call,
+    is_id,
+    sane_request_id,
+    sane_traceparent,
+)
+from hivemind.servers.common.errors import MeshError, invalid_field
+from hivemind.servers.common.interceptors import CallPolicy, check_key, overloaded
+from hivemind.servers.router.answers import about, error_event, headers, openai_error, whole_headers
+from hivemind.servers.router.completion import Completions, OpenStream, UpstreamRefused
+from hivemind.servers.router.json_splice import append_member
+from hivemind.servers.router.metrics import RouterMetrics
+from hivemind.servers.router.openai_request import ChatRequest, read_chat_request
+from hivemind.servers.router.request import Request
+from hivemind.servers.router.sse import is_usage_only, text_of
+
+_log = structlog.get_logger()
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+ReadinessProbe = Callable[[], tuple[bool, str]]
+
+_JSON: Final = (b"content-type", b"application/json")
+_EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
+_NO_CACHE: Final = (b"cache-control", b"no-cache")
+_DONE: Final = b"data: [DONE]\n\n"
+
+
+class OpenAIEdge:
+    """The ASGI app. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        completions: Completions,
+        *,
+        policy: CallPolicy,
+        max_body: int,
+        metrics: RouterMetrics,
+        ready: ReadinessProbe,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._completions, self._policy, self._max_body = completions, policy, max_body
+        self._metrics, self._ready, self._clock = metrics, ready, clock
+        self._in_flight = 0
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """One HTTP request."""
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        if path == "/readyz":
+            ready, detail = self._ready()
+            await _send_json(send, 200 if ready else 503, {"ready": ready, "detail": detail})
+            return
+        lines = _headers(scope)
+        call = _call_context(lines)
+        current_call.set(call)
+        try:
+            if self._policy.api_key is not None:
+                check_key(lines, self._policy.api_key)
+            if path == "/v1/chat/completions" and scope["method"] == "POST":
+                await self._chat(call, receive, send)
+            elif path == "/v1/models" and scope["method"] == "GET":
+                await _send_json(send, 200, self._models(), call.request_id)
+            else:
+                raise MeshError("UNKNOWN_METHOD", f"{scope['method']} {path} does not exist here")
+        except MeshError as error:
+            await _send_error(send, error, call.request_id)
+        except UpstreamRefused as refused:
+            await _send_refusal(send, refused, call.request_id)
+        except Exception:
+            _log.exception("unexpected_error", path=path)
+            unexpected = MeshError("INTERNAL_ERROR", "an unexpected error; the request id finds it in the server's log")
+            await _send_error(send, unexpected, call.request_id)
+
+    async def _chat(self, call: CallContext, receive: Receive, send: Send) -> None:
+        if self._in_flight >= self._policy.max_in_flight:
+            self._metrics.shed.inc()
+            raise overloaded()
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+        try:
+            arrived, created = self._clock(), time.time()
+            chat = read_chat_request(await self._read_body(receive))
+            request = self._request(call, chat, arrived, created)
+            with _ClientWatch(receive) as client:
+                if chat.stream:
+                    await self._stream(request, send, client, withhold_usage=chat.withhold_usage)
+                else:
+                    await self._plain(request, send, client)
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.set(self._in_flight)
+
+    async def _plain(self, request: Request, send: Send, client: "_ClientWatch") -> None:
+        answer = await self._completions.plain(request)
+        record = answer.work.record
+        model = text_of(answer.parsed.get("model"))
+        body = append_member(answer.raw, "hivemind", orjson.dumps(about(record, model)))
+        lines = [_JSON, (b"content-length", b"%d" % len(body)), *whole_headers(record, model)]
+        client.disarm()
+        await send({"type": "http.response.start", "status": 200, "headers": lines})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, request: Request, send: Send, client: "_ClientWatch", *, withhold_usage: bool) -> None:
+        stream = await self._completions.stream(request)
+        outcome = "CANCELLED"
+        try:
+            lines = [_EVENTS, _NO_CACHE, *headers(stream.work.record)]
+            await send({"type": "http.response.start", "status": 200, "headers": lines})
+            await _relay(stream, send, withhold_usage=withhold_usage)
+            outcome = "OK"
+            self._completions.finish_stream(stream, outcome)  # the last chunk tells the sums
+            last = _last_chunk(stream) + _DONE
+            client.disarm()
+        except MeshError as error:
+            outcome = error.reason
+            last = error_event(error, request.request_id)
+            client.disarm()
+        finally:
+            if outcome == "CANCELLED":
+                await stream.close(outcome)
+        await send({"type": "http.response.body", "body": last})
+        await stream.close(outcome)
+
+    def _request(self, call: CallContext, chat: ChatRequest, arrived: float, created: float) -> Request:
+        tenant = call.tenant or chat.tenant or DEFAULT_TENANT
+        if not is_id(tenant):
+            raise invalid_field("tenant", "must match [a-z0-9._-]+ and be at most 128 characters")
+        return Request(
+            request_id=call.request_id,
+            tenant=tenant,
+            session=chat.session,
+            surface="OPENAI_STREAM" if chat.stream else "OPENAI",
+            model=chat.model,
+            body=chat.body,
+            prompt=chat.prompt,
+            prompt_sha256=chat.prompt_sha256,
+            arrived=arrived,
+            created=created,
+            deadline=arrived + self._policy.deadline_s,
+            max_tokens=chat.max_tokens,
+            choices=chat.choices,
+            tools=chat.tools,
+            images=chat.images,
+            stream=chat.stream,
+            refuse_on_budget=chat.refuse_on_budget,
+            hints=chat.hints,
+            traceparent=call.traceparent,
+            tracestate=call.tracestate,
+        )
+
+    async def _read_body(self, receive: Receive) -> bytes:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            return body
+        pieces, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self._max_body:
+                raise MeshError("REQUEST_TOO_LARGE", f"the body is larger than {self._max_body} bytes")
+        return b"".join(pieces)
+
+    def _models(self) -> dict[str, Any]:
+        names = ["auto", *self._completions.fleet.catalogue.models]
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "hivemind"} for name in names]
+        return {"object": "list", "data": data}
+
+
+class _ClientWatch:
+    """Cancels the task at hand when the client leaves, which cancels the call to the model server."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+
+    def __enter__(self) -> "_ClientWatch":
+        self._task = asyncio.current_task()
+        self._watch = asyncio.ensure_future(self._receive())
+        self._watch.add_done_callback(self._on_message)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self.disarm()
+        if self._left and kind is asyncio.CancelledError and self._task is not None:
+            self._task.uncancel()
+            return True  # there is nobody to answer
+        return False
+
+    def disarm(self) -> None:
+        """The answer is ready: from here on the end of the connection is nothing special."""
+        self._watch.remove_done_callback(self._on_message)
+        self._watch.cancel()
+
+    def _on_message(self, watch: "asyncio.Future[Any]") -> None:
+        if self._task is not None and not watch.cancelled():
+            self._left = True
+            self._task.cancel()
+
+
+async def _relay(stream: OpenStream, send: Send, *, withhold_usage: bool) -> None:
+    """Hands the events on, one write for all that came together."""
+    async for batch in stream.batches():
+        if len(batch) == 1 and not (withhold_usage and batch[0][1] and is_usage_only(batch[0][1])):
+            body = batch[0][0]
+        else:
+            body = b"".join(e for e, parsed in batch if not (withhold_usage and parsed and is_usage_only(parsed)))
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _last_chunk(stream: OpenStream) -> bytes:
+    """The chunk before `[DONE]` that says how the answer came about."""
+    chat = stream.chat
+    chunk = {
+        "id": chat.completion_id,
+        "object": "chat.completion.chunk",
+        "created": chat.created,
+        "model": chat.model,
+        "choices": [],
+        "hivemind": about(stream.work.record, chat.model),
+    }
+    return b"data: %b\n\n" % orjson.dumps(chunk)
+
+
+async def _send_json(
+    send: Send, status: int, body: Any, request_id: str = "", retry_after: float | None = None
+) -> None:
+    await _send_bytes(send, status, orjson.dumps(body), request_id, retry_after)
+
+
+async def _send_bytes(send: Send, status: int, body: bytes, request_id: str, retry_after: float | None = None) -> None:
+    lines = [_JSON, (b"content-length", b"%d" % len(body))]
+    if request_id:
+        lines.append((b"x-request-id", request_id.encode()))
+    if retry_after is not None:
+        lines.append((b"retry-after", b"%d" % max(1, round(retry_after))))
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_error(send: Send, error: MeshError, request_id: str) -> None:
+    body = openai_error(error, request_id)
+    await _send_json(send, error.outside.http, body, request_id, error.retry_after_s)
+
+
+async def _send_refusal(send: Send, refused: UpstreamRefused, request_id: str) -> None:
+    """The model server's own words about the request; they are OpenAI's shape if it keeps to it."""
+    try:
+        body = orjson.loads(refused.body)
+        shaped = isinstance(body, dict) and isinstance(body.get("error"), dict)
+    except orjson.JSONDecodeError:
+        shaped = False
+    if shaped:
+        await _send_bytes(send, refused.status, refused.body, request_id)
+        return
+    error = MeshError("INVALID_FIELD", f"the model server refused the request with status {refused.status}")
+    await _send_json(send, refused.status, openai_error(error, request_id), request_id)
+
+
+def _headers(scope: Mapping[str, Any]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _call_context(lines: Mapping[str, str]) -> CallContext:
+    return CallContext(
+        request_id=sane_request_id(lines.get("x-request-id", "")),
+        tenant=lines.get("x-hivemind-tenant", ""),
+        traceparent=sane_traceparent(lines.get("traceparent", "")),
+        tracestate=lines.get("tracestate", ""),
+    )

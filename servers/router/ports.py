@@ -1,0 +1,66 @@
+"""What the Router's core needs from outside."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from hivemind.servers.common.catalogue import Endpoint
+from hivemind.servers.router.records import Record
+from hivemind.servers.router.spend import ReservationGrant, Settlement
+
+
+class UpstreamError(Exception):
+    """A model server could not be reached or broke off. The text is fit for a client; `kind` is a short label."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class UpstreamResponse(Protocol):
+    """The answer of a model server, whose body is still to be read."""
+
+    status: int
+
+    def header(self, name: str) -> str:
+        """The value of a header, or an empty string."""
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body; UpstreamError if it is longer than `limit` bytes or breaks off."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; UpstreamError if it breaks off."""
+
+    def close(self) -> None:
+        """Ends the call. A body that was not read whole closes the connection, which stops the model server's work."""
+
+
+class Upstream(Protocol):
+    """HTTP to model servers, over pooled connections."""
+
+    async def post(
+        self, endpoint: Endpoint, path: str, body: bytes, headers: Mapping[str, str], *, connect_s: float
+    ) -> UpstreamResponse:
+        """Sends a request and answers when the headers are there; UpstreamError if that fails."""
+
+
+class BudgetKeeper(Protocol):
+    """The Governor, as far as money goes."""
+
+    async def reserve(self, tenant: str, *, min_micros: int, wanted_micros: int) -> ReservationGrant:
+        """Sets money aside; MeshError BUDGET_EXHAUSTED, or BUDGET_UNAVAILABLE if the Governor cannot be asked."""
+
+    async def settle(self, settlement: Settlement) -> frozenset[str]:
+        """Books spend; the answer names reservations that had ended. MeshError if the Governor cannot be asked."""
+
+
+class RecordStore(Protocol):
+    """Where records go."""
+
+    async def append(self, records: list[Record]) -> None:
+        """Stores a batch."""
+
+    async def get(self, request_id: str) -> Record | None:
+        """One record, None if there is none."""
+
+    async def list(self, *, page_size: int, page_token: str, tenant: str) -> tuple[list[Record], str]:
+        """A page of records, newest first, and where to go on."""

@@ -1,0 +1,110 @@
+"""The Router's RPCs: messages in, the core, messages out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+from hivemind.servers.common.context import current_call
+from hivemind.servers.common.errors import MeshError, not_found
+from hivemind.servers.common.status import to_status
+from hivemind.servers.router import translate
+from hivemind.servers.router.completion import Completions, OpenStream, UpstreamRefused
+from hivemind.servers.router.ports import RecordStore
+from hivemind.servers.router.records import Record, Recorder
+from hivemind.servers.router.sse import delta_text
+from hivemind.v1 import router_pb2, router_pb2_grpc
+
+RECORD_WAIT_S: Final = 1.0
+_RECORD_POLL_S: Final = 0.05
+
+
+class RouterService(router_pb2_grpc.RouterServiceServicer):
+    """See router.proto. SubmitFeedback is not built yet."""
+
+    def __init__(
+        self, completions: Completions, records: RecordStore, recorder: Recorder, *, clock: Callable[[], float]
+    ) -> None:
+        self._completions, self._records, self._recorder, self._clock = completions, records, recorder, clock
+
+    async def Complete(self, request: router_pb2.CompleteRequest, context: Any) -> router_pb2.CompleteResponse:
+        """See router.proto."""
+        wanted = translate.request_of(request, current_call.get(), "COMPLETE", self._clock(), context.time_remaining())
+        try:
+            answer = await self._completions.plain(wanted)
+        except UpstreamRefused as refused:
+            raise _refusal(refused) from refused
+        return translate.response_of(answer.work.record, answer.parsed)
+
+    async def StreamComplete(
+        self, request: router_pb2.CompleteRequest, context: Any
+    ) -> AsyncIterator[router_pb2.StreamCompleteResponse]:
+        """See router.proto."""
+        left = context.time_remaining()
+        wanted = translate.request_of(request, current_call.get(), "STREAM_COMPLETE", self._clock(), left)
+        try:
+            stream = await self._completions.stream(wanted)
+        except UpstreamRefused as refused:
+            raise _refusal(refused) from refused
+        except MeshError as error:
+            yield _error_message(error)
+            raise
+        async for message in self._relay(stream):
+            yield message
+
+    async def _relay(self, stream: OpenStream) -> AsyncIterator[router_pb2.StreamCompleteResponse]:
+        outcome, pieces = "CANCELLED", []
+        try:
+            async for batch in stream.batches():
+                for _, parsed in batch:
+                    text = delta_text(parsed) if parsed else ""
+                    if text:
+                        pieces.append(text)
+                        yield router_pb2.StreamCompleteResponse(delta=text)
+            outcome = "OK"
+        except MeshError as error:
+            outcome = error.reason
+            yield _error_message(error)
+            raise
+        finally:
+            await stream.close(outcome)
+        yield router_pb2.StreamCompleteResponse(final=translate.streamed_response_of(stream, "".join(pieces)))
+
+    async def Decide(self, request: router_pb2.CompleteRequest, context: Any) -> router_pb2.DecideResponse:
+        """See router.proto."""
+        wanted = translate.request_of(request, current_call.get(), "DECIDE", self._clock(), context.time_remaining())
+        return translate.decision_of(self._completions.decide(wanted).record)
+
+    async def ListModels(self, request: router_pb2.ListModelsRequest, context: Any) -> router_pb2.ListModelsResponse:
+        """See router.proto."""
+        return translate.models_of(self._completions.fleet)
+
+    async def GetRequest(self, request: router_pb2.GetRequestRequest, context: Any) -> router_pb2.RequestRecord:
+        """See router.proto. A record that another replica is about to store is waited for, up to a second."""
+        return translate.record_of(await self._find(request.id))
+
+    async def ListRequests(
+        self, request: router_pb2.ListRequestsRequest, context: Any
+    ) -> router_pb2.ListRequestsResponse:
+        """See router.proto."""
+        size = translate.page_size(request.page_size)
+        found, token = await self._records.list(page_size=size, page_token=request.page_token, tenant=request.tenant)
+        return router_pb2.ListRequestsResponse(requests=map(translate.record_of, found), next_page_token=token)
+
+    async def _find(self, request_id: str) -> Record:
+        end = self._clock() + RECORD_WAIT_S
+        while True:
+            found = self._recorder.find(request_id) or await self._records.get(request_id)
+            if found is not None:
+                return found
+            if self._clock() >= end:
+                raise not_found("request", request_id)
+            await asyncio.sleep(_RECORD_POLL_S)
+
+
+def _error_message(error: MeshError) -> router_pb2.StreamCompleteResponse:
+    return router_pb2.StreamCompleteResponse(error=to_status(error, current_call.get().request_id))
+
+
+def _refusal(refused: UpstreamRefused) -> MeshError:
+    """The model server found fault with the request; what it said is for the client."""
+    return MeshError("INVALID_FIELD", f"the model server refused the request: {translate.refusal_text(refused)}")

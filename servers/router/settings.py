@@ -1,0 +1,18 @@
+"""Settings of the Router."""
+
+from pydantic import Field
+
+from hivemind.servers.common.settings import ServerSettings
+
+
+class RouterSettings(ServerSettings):
+    """What every server has, and what only the Router has. Times in seconds."""
+
+    grpc_port: int = 7101
+    metrics_port: int = 7201
+    http_port: int = Field(default=7111, ge=0, le=65535)
+    record_retention_s: int = Field(default=7 * 24 * 3600, gt=0)
+    record_flush_s: float = Field(default=0.1, gt=0)
+    spend_flush_s: float = Field(default=0.5, gt=0)
+    catalogue_poll_s: float = Field(default=1.0, gt=0)
+    upstream_connections: int = Field(default=1024, gt=0)
