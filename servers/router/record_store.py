@@ -52,9 +52,7 @@ class RedisRecordStore:
         records: list[Record] = []
         while len(records) < page_size:
             with store_errors():
-                found: Any = await self._redis.xrevrange(
-                    STREAM, f"({last}" if last else "+", "-", count=page_size
-                )
+                found: Any = await self._redis.xrevrange(STREAM, f"({last}" if last else "+", "-", count=page_size)
             if not found:
                 return records, ""
             for entry, fields in found:

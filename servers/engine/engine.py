@@ -1,0 +1,46 @@
+"""llama.cpp with its own HTTP server, in this process, on a thread of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ALIAS: Final = "courier"
+TEMPERATURE: Final = 0.3
+"""Sampling temperature where a request names none: a model this small rambles at llama.cpp's 0.8."""
+_LOG_WARNINGS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What is served and how. `context` is in tokens, over all slots."""
+
+    model: Path
+    host: str
+    port: int
+    threads: int
+    slots: int
+    context: int
+
+
+class Engine:
+    """A running engine; `port` is the real one. It serves /v1/chat/completions, /v1/models, /health and the rest of
+    llama.cpp's server. Requests above the slots wait; a client that leaves ends its generation."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(options.model)
+        params.model_alias = {ALIAS}
+        params.n_ctx, params.n_parallel = options.context, options.slots
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
+        params.hostnames, params.port = [options.host], options.port
+        params.sampling.temp = TEMPERATURE
+        params.verbosity = _LOG_WARNINGS
+        params.ui = False
+        self._server = xllamacpp.Server(params)
+        self.port = int(self._server.listening_address.rsplit(":", 1)[1])
+
+    def close(self) -> None:
+        """Ends the server and frees the model."""
+        del self._server
