@@ -147,7 +147,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
 
     def _time_left(self, context: Any) -> float:
         remaining = context.time_remaining()
-        return self._policy.deadline_s if remaining is None else max(0.0, float(remaining))
+        return self._policy.deadline_s if remaining is None else min(self._policy.deadline_s, max(0.0, remaining))
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""The Governor: configuration at run time, budgets and spend."""
