@@ -1,0 +1,180 @@
+"""The `hivemind` command. Every command imports what it needs when it runs, so that --help answers at once."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="A self-improving model gateway.", rich_markup_mode=None
+)
+governor = typer.Typer(no_args_is_help=True, help="Toggles and budgets of the running mesh.", rich_markup_mode=None)
+app.add_typer(governor, name="governor")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Entry point of the `hivemind` command."""
+    app()
+
+
+@app.command("up")
+def up_command(
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when the first answer is possible.")] = False,
+    port: Annotated[int, typer.Option(help="Envoy's port; 0 for any free one.", envvar="HIVEMIND_PORT")] = 8080,
+    replicas: Annotated[str, typer.Option(help="Such as router=2.", envvar="HIVEMIND_REPLICAS")] = "",
+) -> None:
+    """Start the mesh."""
+    with _errors():
+        from hivemind.cli import mesh
+        from hivemind.cli import up as starting
+
+        counts = mesh.parse_replicas(replicas)
+        home, config = _folders()
+        if detach:
+            arguments = ["--port", str(port), *(["--replicas", replicas] if replicas else [])]
+            starting.up_detached(home=home, arguments=arguments, say=_say)
+        else:
+            starting.up(home=home, config=config, port=port, replicas=counts, say=_say)
+
+
+@app.command("down")
+def down_command() -> None:
+    """End the mesh."""
+    with _errors():
+        from hivemind.cli import up as starting
+
+        starting.down(home=_folders()[0], say=_say)
+
+
+@app.command("status")
+def status_command(as_json: Json = False) -> None:
+    """Show the health of each part, spend and savings."""
+    with _errors():
+        from hivemind.cli import commands
+
+        _print(commands.status(_folders()[0], _api()), commands.show_status, as_json)
+
+
+@app.command("ask")
+def ask_command(
+    question: str,
+    model: Annotated[str, typer.Option(help="auto, an alias, or alias:adapter.")] = "auto",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to write; 0: the model's own limit.")] = 0,
+) -> None:
+    """Ask a question and print the answer as it comes."""
+    with _errors():
+        from rich.console import Console
+
+        from hivemind.cli import commands
+
+        commands.ask(_api(), Console(), question, model=model, max_tokens=max_tokens)
+
+
+@app.command("models")
+def models_command(as_json: Json = False) -> None:
+    """List what can be asked for by name."""
+    with _errors():
+        from hivemind.cli import commands
+
+        _print(_api().get("/api/models"), commands.show_models, as_json)
+
+
+@governor.command("get")
+def governor_get(as_json: Json = False) -> None:
+    """Show the configuration."""
+    with _errors():
+        from hivemind.cli import commands
+
+        _print(_api().get("/api/config/governor"), commands.show_governor, as_json)
+
+
+@governor.command("set")
+def governor_set(settings: Annotated[list[str], typer.Argument(help="key=value")], as_json: Json = False) -> None:
+    """Change it: enabled=false quality_dial=0.8 budget=TENANT:DAY:MICROS rate=TENANT:PER_MINUTE."""
+    with _errors():
+        from hivemind.cli import commands
+
+        answer = _api().post("/api/config/governor", commands.governor_body(settings))
+        _print(answer, commands.show_governor, as_json)
+
+
+@app.command("logs")
+def logs_command(
+    name: Annotated[str, typer.Argument(help="A process such as router; empty: all.")] = "",
+    lines: Annotated[int, typer.Option("--lines", "-n")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
+) -> None:
+    """Show the logs."""
+    with _errors():
+        from rich.console import Console
+
+        from hivemind.cli import commands
+
+        commands.show_logs(Console(), _folders()[0], name, lines=lines, follow=follow)
+
+
+@app.command("doctor")
+def doctor_command(as_json: Json = False) -> None:
+    """Say what is here, what is missing, what that would add, and how to get it."""
+    with _errors():
+        from hivemind.cli import commands
+        from hivemind.cli import doctor as examining
+
+        parts = examining.examine(*_folders(), examining.environment())
+        if as_json:
+            _print([p.as_json() for p in parts], _nothing, True)
+        else:
+            _print(parts, commands.show_doctor, False)
+        if any(p.needed and not p.present for p in parts):
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """One sentence on stderr and exit code 1, instead of a traceback."""
+    from hivemind.cli.home import CommandError
+
+    try:
+        yield
+    except CommandError as error:
+        print(f"hivemind: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _folders() -> tuple[Any, Any]:
+    from hivemind.cli.home import config_file, home_folder
+
+    return home_folder(os.environ), config_file(os.environ)
+
+
+def _api() -> Any:
+    from hivemind.cli.home import mesh_address
+    from hivemind.cli.http_api import MeshApi
+
+    return MeshApi(*mesh_address(_folders()[0], os.environ))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _nothing(_console: Any, _data: Any) -> None:
+    return None
+
+
+def _print(data: Any, show: Callable[[Any, Any], None], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(data, indent=1))
+        return
+    from rich.console import Console
+
+    show(Console(), data)

@@ -1,0 +1,5 @@
+"""`python -m hivemind.cli` is the `hivemind` command."""
+
+from hivemind.cli import main
+
+main()
