@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hivemind.cli import doctor
@@ -77,7 +78,9 @@ def show_models(console: Console, data: dict[str, Any]) -> None:
     for model in data["models"]:
         price = f"{int(model['input_price_micros']) / 1e6:g} / {int(model['output_price_micros']) / 1e6:g}"
         upstream = ", ".join(model["upstream_models"])
-        table.add_row(model["id"], model["health"], upstream, price, str(model["context_tokens"]), model["note"])
+        table.add_row(
+            model["id"], model["health"], upstream, price, str(model["context_tokens"]), escape(model["note"])
+        )
     console.print(table)
 
 
@@ -117,7 +120,7 @@ def show_doctor(console: Console, parts: list[doctor.Part]) -> None:
     for part in parts:
         here = "[green]here[/]" if part.present else "[red]missing[/]" if part.needed else "[yellow]absent[/]"
         adds, get = ("", "") if part.present else (part.adds, part.get)
-        table.add_row(part.name, here, part.detail, adds, get)
+        table.add_row(part.name, here, escape(part.detail), escape(adds), escape(get))
     console.print(table)
 
 

@@ -49,6 +49,7 @@ _REASONS: Final[Mapping[int, tuple[str, int, str]]] = {
 }
 """Envoy's own replies by HTTP status: our reason, the gRPC code, OpenAI's type."""
 
+_NOTHING_HERE: Final = "nothing is served at this path; the mesh serves /v1, /api, gRPC, /healthz and /readyz"
 _SET_STATUS: Final = """
 function envoy_on_response(handle)
   local headers = handle:headers()
@@ -166,7 +167,7 @@ def _listener(plan: EnvoyPlan, services: list[str], watches: list[str]) -> dict[
         "request_headers_timeout": "10s",
         "common_http_protocol_options": {"headers_with_underscores_action": "REJECT_REQUEST", "idle_timeout": "3600s"},
         "http2_protocol_options": {"max_concurrent_streams": 1000},
-        "local_reply_config": {"mappers": list(_local_replies())},
+        "local_reply_config": {"mappers": list(_local_replies(plan.max_body))},
         "access_log": [_access_log(plan.access_log)],
         "http_filters": _filters(plan, services),
         "route_config": {
@@ -243,6 +244,8 @@ def _routes(plan: EnvoyPlan, watches: list[str]) -> Iterable[dict[str, Any]]:
     yield from _health_routes()
     reflection = {"cluster": "router", "timeout": "0s", "idle_timeout": "0s"}
     yield {"match": {"prefix": "/grpc.reflection."}, "route": reflection}
+    nothing = {"status": 404, "body": {"inline_string": _NOTHING_HERE}}
+    yield {"match": {"prefix": "/"}, "direct_response": nothing}
 
 
 def _health_routes() -> Iterable[dict[str, Any]]:
@@ -330,7 +333,7 @@ def _health_check() -> dict[str, Any]:
     }
 
 
-def _local_replies() -> Iterable[dict[str, Any]]:
+def _local_replies(max_body: int) -> Iterable[dict[str, Any]]:
     """Envoy's own answers: OpenAI's error shape below /v1/, plain text for gRPC, google.rpc.Status for the rest."""
     below_v1 = _when_header(":path", {"prefix": "/v1/"})
     grpc_client = {
@@ -342,7 +345,13 @@ def _local_replies() -> Iterable[dict[str, Any]]:
         }
     }
     for status, (reason, _, kind) in _REASONS.items():
-        error = {"message": "%LOCAL_REPLY_BODY%", "type": kind, "param": None, "code": reason.lower(), "reason": reason}
+        error = {
+            "message": _message(status, max_body),
+            "type": kind,
+            "param": None,
+            "code": reason.lower(),
+            "reason": reason,
+        }
         body = {"error": error, "request_id": "%REQ(X-REQUEST-ID)%"}
         yield {"filter": _and(below_v1, _when_status(status)), "body_format_override": _json_format(body)}
     plain = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
@@ -354,8 +363,12 @@ def _local_replies() -> Iterable[dict[str, Any]]:
             "domain": _PACKAGE,
             "metadata": {"request_id": "%REQ(X-REQUEST-ID)%"},
         }
-        status_body = {"code": code, "message": "%LOCAL_REPLY_BODY%", "details": [info]}
+        status_body = {"code": code, "message": _message(status, max_body), "details": [info]}
         yield {"filter": _when_status(status), "body_format_override": _json_format(status_body)}
+
+
+def _message(status: int, max_body: int) -> str:
+    return f"the body is larger than {max_body} bytes" if status == 413 else "%LOCAL_REPLY_BODY%"
 
 
 def _json_format(body: dict[str, Any]) -> dict[str, Any]:
@@ -380,7 +393,7 @@ def _access_log(path: Path) -> dict[str, Any]:
         "time": "%START_TIME%",
         "request_id": "%REQ(X-REQUEST-ID)%",
         "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
-        "path": "%PATH(NQ:ORIG)%",
+        "path": "%PATH(NQ:ORIG_OR_PATH)%",
         "status": "%RESPONSE_CODE%",
         "grpc_status": "%GRPC_STATUS(SNAKE_STRING)%",
         "flags": "%RESPONSE_FLAGS%",

@@ -22,20 +22,18 @@ from hivemind.servers.common.logs import configure_logs
 from hivemind.servers.common.metrics import RpcMetrics
 from hivemind.servers.common.metrics_http import MetricsHttp
 from hivemind.servers.common.settings import ServerSettings
+from hivemind.v1 import adapter_registry_pb2, arbiter_pb2, governor_pb2, orchestrator_pb2, router_pb2, trainer_pb2
 
 _log = structlog.get_logger()
 
 S = TypeVar("S", bound=ServerSettings)
 
-CONTRACT = (
-    "hivemind.v1.RouterService",
-    "hivemind.v1.ArbiterService",
-    "hivemind.v1.AdapterRegistryService",
-    "hivemind.v1.GovernorService",
-    "hivemind.v1.TrainerService",
-    "hivemind.v1.OrchestratorService",
+CONTRACT = tuple(
+    service.full_name
+    for module in (router_pb2, arbiter_pb2, adapter_registry_pb2, governor_pb2, trainer_pb2, orchestrator_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
 )
-"""Every service of the contract. Through Envoy reflection reaches one server, so each lists them all."""
+"""Every service of the contract. Through Envoy reflection reaches one server, so each knows and lists them all."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),

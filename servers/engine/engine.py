@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Final
 
 ALIAS: Final = "courier"
-TEMPERATURE: Final = 0.3
+TEMPERATURE: Final = 0.1
 """Sampling temperature where a request names none: a model this small rambles at llama.cpp's 0.8."""
+REPEAT_PENALTY: Final = 1.1
+"""Where a request names none: greedy small models repeat themselves for ever."""
+MAX_TOKENS: Final = 512
+"""Tokens of an answer where a request names no limit."""
 _LOG_WARNINGS: Final = 2
 
 
@@ -35,7 +39,8 @@ class Engine:
         params.n_ctx, params.n_parallel = options.context, options.slots
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
         params.hostnames, params.port = [options.host], options.port
-        params.sampling.temp = TEMPERATURE
+        params.sampling.temp, params.sampling.penalty_repeat = TEMPERATURE, REPEAT_PENALTY
+        params.n_predict = MAX_TOKENS
         params.verbosity = _LOG_WARNINGS
         params.ui = False
         self._server = xllamacpp.Server(params)

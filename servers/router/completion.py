@@ -193,7 +193,7 @@ class Completions:
                 return await self._try_endpoints(work, option, call, alternatives=bool(rest))
             except UpstreamRefused as error:
                 work.hold.settle(0)
-                if not rest or not _too_long(error):
+                if not rest or not too_long(error):
                     raise
                 work.record.degraded.append(f"{option.model.alias} cannot hold so long a prompt")
             except MeshError as error:
@@ -536,8 +536,9 @@ def _next_is_cheaper(option: Option, rest: Sequence[Option]) -> bool:
     return any(o.cost_micros < option.cost_micros for o in rest)
 
 
-def _too_long(error: UpstreamRefused) -> bool:
-    return b"context_length" in error.body or b"context length" in error.body
+def too_long(error: UpstreamRefused) -> bool:
+    """Whether a model server refused a request for its length."""
+    return any(word in error.body for word in (b"context_length", b"context length", b"exceed_context"))
 
 
 def _outcome_of(error: BaseException) -> str:

@@ -20,15 +20,15 @@ from hivemind.servers.common.context import (
     sane_request_id,
     sane_traceparent,
 )
-from hivemind.servers.common.errors import MeshError, invalid_field
+from hivemind.servers.common.errors import MeshError, Violation, invalid_field
 from hivemind.servers.common.interceptors import CallPolicy, check_key, overloaded
 from hivemind.servers.router.answers import about, error_event, headers, openai_error, whole_headers
-from hivemind.servers.router.completion import Completions, OpenStream, UpstreamRefused
+from hivemind.servers.router.completion import Completions, OpenStream, UpstreamRefused, too_long
 from hivemind.servers.router.json_splice import append_member
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.openai_request import ChatRequest, read_chat_request
 from hivemind.servers.router.request import Request
-from hivemind.servers.router.sse import is_usage_only, text_of
+from hivemind.servers.router.sse import error_text, is_usage_only, text_of
 
 _log = structlog.get_logger()
 
@@ -267,9 +267,15 @@ async def _send_refusal(send: Send, refused: UpstreamRefused, request_id: str) -
     """The model server's own words about the request; they are OpenAI's shape if it keeps to it."""
     try:
         body = orjson.loads(refused.body)
-        shaped = isinstance(body, dict) and isinstance(body.get("error"), dict)
     except orjson.JSONDecodeError:
-        shaped = False
+        body = {}
+    shaped = isinstance(body, dict) and isinstance(body.get("error"), dict)
+    if shaped and too_long(refused):
+        error = MeshError(
+            "CONTEXT_LENGTH_EXCEEDED", f"messages: {error_text(body)}", (Violation("messages", "too long"),)
+        )
+        await _send_json(send, 400, openai_error(error, request_id), request_id)
+        return
     if shaped:
         await _send_bytes(send, refused.status, refused.body, request_id)
         return
