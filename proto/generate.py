@@ -1,4 +1,4 @@
-"""Regenerates everything that is derived from the contract: `python proto/generate.py` (or `make gen`).
+"""Regenerates everything that is derived from the contract: `python proto/generate.py` (`make gen`); --check compares.
 
 third_party/            the Google protos that ours import, out of the googleapis-common-protos package (not tracked)
 gen/hivemind/v1/        messages, services and their stubs
@@ -10,6 +10,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,14 +59,48 @@ def run(*command: str) -> None:
         sys.exit(result.returncode)
 
 
+def write_openapi(descriptor_set: Path, target: Path) -> None:
+    """Writes the REST surface."""
+    run(sys.executable, str(ROOT / "proto" / "openapi.py"), str(descriptor_set), str(target))
+
+
+def generate(root: Path) -> None:
+    """Writes all of it below `root`."""
+    for folder in ("gen", "envoy", "docs"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    generate_python(root / "gen")
+    build_descriptor_set(root / "envoy" / "hivemind.binpb")
+    write_openapi(root / "envoy" / "hivemind.binpb", root / "docs" / "openapi.json")
+
+
+def differences(fresh: Path) -> list[str]:
+    """The generated files that are not what is checked in."""
+    names = {p.relative_to(root) for root in (fresh, ROOT) for p in (root / "gen").rglob("*_pb2*.py*") if p.is_file()}
+    names = {n for n in names if n.suffix in (".py", ".pyi")} | {
+        Path("envoy/hivemind.binpb"),
+        Path("docs/openapi.json"),
+    }
+    return sorted(str(n) for n in names if _content(fresh / n) != _content(ROOT / n))
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
 def main() -> None:
-    """Regenerates all of it in place."""
+    """Regenerates in place, with --check compares, with --protos-only lays out the Google protos and no more."""
     copy_google_protos(ROOT / "third_party")
-    generate_python(ROOT / "gen")
-    build_descriptor_set(ROOT / "envoy" / "hivemind.binpb")
-    openapi = ROOT / "proto" / "openapi.py"
-    if openapi.exists():
-        run(sys.executable, str(openapi), "envoy/hivemind.binpb", "docs/openapi.json")
+    if "--protos-only" in sys.argv:
+        return
+    if "--check" not in sys.argv:
+        generate(ROOT)
+        return
+    with tempfile.TemporaryDirectory() as fresh:
+        generate(Path(fresh))
+        stale = differences(Path(fresh))
+    if stale:
+        sys.exit("not what the contract generates, run `make gen`: " + ", ".join(stale))
+    print("the generated files are fresh")
 
 
 if __name__ == "__main__":

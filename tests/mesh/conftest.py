@@ -1,0 +1,57 @@
+"""One real mesh a session: Envoy, Redis, the engine with its model, all servers, two Routers, a scripted model server."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.mesh import RunningMesh, Upstream, running_mesh, scripted_upstream
+from tests.support.scripted_upstream import SCRIPTS
+
+TIMEOUTS = "timeouts = { connect_s = 1.0, first_token_s = 1.0, idle_s = 1.0, total_s = 8.0 }"
+
+
+def catalogue(upstream: Upstream) -> str:
+    """An alias per script, and a few that fail before any server is reached."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        refused = closed.getsockname()[1]
+    tables = {name: [(upstream.base_url, name)] for name in SCRIPTS}
+    tables["master"] = [(upstream.base_url, "ok")]
+    tables["refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok")]
+    tables["no_such_host"] = [("http://nothing.invalid/v1", "ok")]
+    tables["bad_tls"] = [(upstream.base_url.replace("http:", "https:"), "ok")]
+    for name, failing in (("500", "error_500"), ("503", "error_503"), ("hang", "hang"), ("429", "rate_limited")):
+        tables[f"rescued_{name}"] = [(upstream.base_url, failing), (upstream.base_url, "ok")]
+    tables["rescued_refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok"), (upstream.base_url, "ok")]
+    text = []
+    for alias, endpoints in tables.items():
+        lines = ", ".join(f'{{ base_url = "{url}", model = "{model}" }}' for url, model in endpoints)
+        prices = (
+            "input_price = 2.5\noutput_price = 10.0" if alias in ("master", "ok", "slow", "spaced", "hang_mid") else ""
+        )
+        auto = "auto = false" if alias == "master" else ""
+        text.append(
+            f"[models.{alias}]\nendpoints = [{lines}]\n{prices}\n{auto}\n{TIMEOUTS}\ncontext_tokens = 400000\nmax_output_tokens = 100\n"
+        )
+    return "\n".join(text)
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Upstream]:
+    with scripted_upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[RunningMesh]:
+    home: Path = tmp_path_factory.mktemp("mesh")
+    with running_mesh(home, catalogue(upstream), replicas="router=2") as running:
+        yield running
+
+
+@pytest.fixture
+def client(mesh: RunningMesh) -> Iterator[httpx.Client]:
+    with mesh.client() as opened:
+        yield opened
