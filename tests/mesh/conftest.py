@@ -1,4 +1,4 @@
-"""One real mesh a session: Envoy, Redis, the engine with its model, all servers, two Routers, a scripted model server."""
+"""One real mesh a session: Envoy, Redis, the engine with its model, two Routers, a scripted upstream."""
 
 import socket
 from collections.abc import Iterator
@@ -21,20 +21,25 @@ def catalogue(upstream: Upstream) -> str:
     tables["master"] = [(upstream.base_url, "ok")]
     tables["refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok")]
     tables["no_such_host"] = [("http://nothing.invalid/v1", "ok")]
-    tables["bad_tls"] = [(upstream.base_url.replace("http:", "https:"), "ok")]
+    tables["bad_tls"] = [(f"https://127.0.0.1:{upstream.tls_port}/v1", "ok")]
+    tables["patient_hang"] = [(upstream.base_url, "hang")]
+    tables["patient_hang_mid"] = [(upstream.base_url, "hang_mid")]
     for name, failing in (("500", "error_500"), ("503", "error_503"), ("hang", "hang"), ("429", "rate_limited")):
         tables[f"rescued_{name}"] = [(upstream.base_url, failing), (upstream.base_url, "ok")]
     tables["rescued_refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok"), (upstream.base_url, "ok")]
     text = []
     for alias, endpoints in tables.items():
         lines = ", ".join(f'{{ base_url = "{url}", model = "{model}" }}' for url, model in endpoints)
-        prices = (
-            "input_price = 2.5\noutput_price = 10.0" if alias in ("master", "ok", "slow", "spaced", "hang_mid") else ""
-        )
-        auto = "auto = false" if alias == "master" else ""
-        text.append(
-            f"[models.{alias}]\nendpoints = [{lines}]\n{prices}\n{auto}\n{TIMEOUTS}\ncontext_tokens = 400000\nmax_output_tokens = 100\n"
-        )
+        priced = alias in ("master", "ok", "slow", "spaced", "patient_hang", "patient_hang_mid")
+        text += [
+            f"[models.{alias}]",
+            f"endpoints = [{lines}]",
+            "context_tokens = 400000",
+            "max_output_tokens = 100",
+            "input_price = 2.5\noutput_price = 10.0" if priced else "",
+            "auto = false" if alias == "master" else "",
+            "" if alias.startswith("patient") else TIMEOUTS,
+        ]
     return "\n".join(text)
 
 

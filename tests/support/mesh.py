@@ -26,6 +26,7 @@ class Upstream:
     """The scripted model server as a process."""
 
     port: int
+    tls_port: int
 
     @property
     def base_url(self) -> str:
@@ -42,11 +43,11 @@ class Upstream:
 
 @contextmanager
 def scripted_upstream() -> Iterator[Upstream]:
-    command = [sys.executable, "-m", "tests.support.scripted_upstream", "0"]
+    command = [sys.executable, "-m", "tests.support.scripted_upstream"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         try:
-            yield Upstream(int(process.stdout.readline()))
+            yield Upstream(*map(int, process.stdout.readline().split()))
         finally:
             process.terminate()
 

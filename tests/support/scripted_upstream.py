@@ -1,17 +1,20 @@
-"""A scripted model server in OpenAI's shape, written from its documentation: `python -m tests.support.scripted_upstream`.
+"""A scripted model server in OpenAI's shape, written from its documentation.
 
-It stands for a paid remote API. What it does is named by the `model` of a request (see `SCRIPTS`); what it saw is told by
-GET /seen. It speaks raw HTTP/1.1, so that it can break every rule of it.
+It stands for a paid remote API. What it does is named by the `model` of a request (see `SCRIPTS`); what it saw is told
+by GET /seen. It speaks raw HTTP/1.1, so that it can break every rule of it. A second port speaks TLS with a certificate
+that nobody has reason to trust.
 """
 
 import asyncio
 import base64
 import json
-import sys
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import trustme
 
 ANSWER = "Paris is the capital of France."
 USAGE = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
@@ -323,9 +326,13 @@ class ScriptedUpstream:
 
 
 async def main() -> None:
-    server = await asyncio.start_server(ScriptedUpstream().handle, "127.0.0.1", int(sys.argv[1]))
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    upstream = ScriptedUpstream()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    plain = await asyncio.start_server(upstream.handle, "127.0.0.1", 0)
+    secure = await asyncio.start_server(upstream.handle, "127.0.0.1", 0, ssl=context)
+    print(*(s.sockets[0].getsockname()[1] for s in (plain, secure)), flush=True)
+    await plain.serve_forever()
 
 
 if __name__ == "__main__":

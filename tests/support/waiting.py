@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], *, within_s: float = 10.0, what: str = "the condition") -> T:
-    """What `condition` answers once that is true; AssertionError if it is not in time. An exception counts as not yet."""
+    """What `condition` answers once that is true; AssertionError if not in time. An exception is a not yet."""
     end = time.monotonic() + within_s
     last: BaseException | None = None
     while True:
