@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import grpc
@@ -37,12 +38,16 @@ class GovernorState:
         config = message.config
         serving = [b for b in config.budgets if b.purpose != common_pb2.REFINEMENT]
         self.view = BudgetView(
-            tenants=frozenset(b.tenant for b in serving), known=True, fail_open=config.budget_fail_open
+            tenants=frozenset(b.tenant for b in serving), known=True, fresh=True, fail_open=config.budget_fail_open
         )
         self.dial = config.quality_dial
         rates = {r.tenant: Rate(r.requests_per_minute, r.burst) for r in config.rates}
         self._limiter.configure(rates, replicas=message.router_replicas)
         self._known_tenants = frozenset({"default", *self.view.tenants, *rates}) - {"*"}
+
+    def lost(self) -> None:
+        """The Governor no longer tells of changes: what was known may be out of date."""
+        self.view = replace(self.view, fresh=False)
 
     def admit(self, tenant: str) -> None:
         """See completion.Governance."""
@@ -115,6 +120,7 @@ class GovernorClient:
                 if not lost:
                     _log.warning("governor_lost", code=error.code().name)
                 lost = True
+            self._state.lost()
             await asyncio.sleep(_RECONNECT_S)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:

@@ -22,6 +22,8 @@ IDLE_S: Final = 2.0
 """A block that nobody used for so long goes back to the Governor."""
 REFUSAL_S: Final = 0.25
 """How long a refusal is remembered, so that an exhausted budget does not cost an RPC a request."""
+OPEN_S: Final = 2.0
+"""How long a Governor that did not answer is not asked again, where requests go on without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +79,18 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BudgetView:
-    """What the Router knows of budgets: the tenants that have one (`*`: all), and whether to fail open."""
+    """What the Router knows of budgets: the tenants that have one (`*`: all), and whether to fail open.
+
+    `known`: the Governor has spoken once; `fresh`: it would tell of a change now.
+    """
 
     tenants: frozenset[str] = frozenset()
     known: bool = False
+    fresh: bool = False
     fail_open: bool = False
 
     def applies(self, tenant: str) -> bool:
-        """Whether money for this tenant must be reserved."""
+        """Whether a budget stands in the way of this tenant, as far as is known."""
         return not self.known or tenant in self.tenants or "*" in self.tenants
 
 
@@ -109,6 +115,11 @@ class _Pool:
     refusal: MeshError | None = None
     refused_from: int = 0
     refused_until: float = 0.0
+    open_until: float = 0.0
+
+    def in_use(self, now: float) -> bool:
+        """Whether it holds anything that must not be forgotten."""
+        return bool(self.blocks or self.held or self.lock.locked() or self.open_until > now)
 
     def available(self, now: float) -> int:
         """Micro-USD that a new hold may take."""
@@ -147,13 +158,16 @@ class BudgetBook:
 
     async def hold(self, tenant: str, amount: int) -> Hold:
         """Holds `amount` micro-USD; MeshError BUDGET_EXHAUSTED, or BUDGET_UNAVAILABLE if that cannot be found out."""
-        if amount == 0 or not self._view().applies(tenant):
+        view = self._view()
+        if amount == 0 or (view.fresh and not view.applies(tenant)):
             return Hold(0)
         pool = self._pools.get(tenant)
         if pool is None:
             pool = self._pools[tenant] = _Pool()
         now = self._clock()
         pool.last_used = now
+        if now < pool.open_until:
+            return Hold(0)
         if pool.available(now) < amount and not await self._extend(tenant, pool, amount):
             return Hold(0)
         pool.held += amount
@@ -214,7 +228,7 @@ class BudgetBook:
             try:
                 grant = await self._keeper.reserve(tenant, min_micros=short, wanted_micros=BLOCK_CALLS * amount)
             except MeshError as error:
-                return self._refused(pool, error, short)
+                return self._refused(tenant, pool, error, short)
             if grant.unlimited:
                 return False
             now = self._clock()
@@ -223,13 +237,15 @@ class BudgetBook:
             pool.give_back, pool.refusal = False, None
             return True
 
-    def _refused(self, pool: _Pool, error: MeshError, short: int) -> bool:
+    def _refused(self, tenant: str, pool: _Pool, error: MeshError, short: int) -> bool:
         if error.reason == "BUDGET_EXHAUSTED":
             pool.give_back = True  # what is left here may be just what another replica needs
             pool.refusal, pool.refused_from = error, short
             pool.refused_until = self._clock() + REFUSAL_S
             raise error
-        if self._view().fail_open:
+        view = self._view()
+        if view.fail_open or not view.applies(tenant):
+            pool.open_until = self._clock() + OPEN_S
             return False
         message = "the budget of this tenant cannot be checked at present (fail closed); retry shortly"
         raise MeshError("BUDGET_UNAVAILABLE", message, retry_after_s=1.0) from error
@@ -239,7 +255,7 @@ class BudgetBook:
         updates = [u for pool in self._pools.values() for u in self._updates(pool, now, closing=closing)]
         items, self._items = tuple(self._items.values()), {}
         if not closing:
-            self._pools = {t: p for t, p in self._pools.items() if p.blocks or p.held or p.lock.locked()}
+            self._pools = {t: p for t, p in self._pools.items() if p.in_use(now)}
         if not items and not updates:
             return None
         return Settlement(uuid.uuid4().hex, items, tuple(updates))

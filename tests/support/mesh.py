@@ -95,6 +95,13 @@ class RunningMesh:
                 continue
         return found
 
+    def redis(self) -> psutil.Process:
+        """Redis overwrites its command line and environment, so it is found by its port."""
+        port = self.plan["redis_url"].rpartition(":")[2].partition("/")[0]
+        found = [p for p in psutil.process_iter() if p.name() == "redis-server" and f":{port}" in " ".join(p.cmdline())]
+        assert len(found) == 1, found
+        return found[0]
+
     def server(self, name: str) -> list[psutil.Process]:
         return self.processes(f"hivemind.servers.{name}")
 

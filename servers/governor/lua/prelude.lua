@@ -68,6 +68,7 @@ local function finish(id, charge)
   local key = 'governor:reservation:' .. id
   local r = redis.call('HMGET', key, 'tenant', 'purpose', 'left', 'day', 'month')
   local left = tonumber(r[3])
+  redis.call('ZREM', 'governor:expiry', id)
   add('held', r[4], r[1], r[2], -left)
   add('held', r[5], r[1], r[2], -left)
   local charged = 0
@@ -78,7 +79,6 @@ local function finish(id, charge)
   end
   redis.call('HSET', key, 'state', 'ended', 'left', 0, 'charged', charged)
   redis.call('EXPIRE', key, KEEP_ENDED_S)
-  redis.call('ZREM', 'governor:expiry', id)
 end
 
 local function end_abandoned()

@@ -29,7 +29,7 @@ for _ = 1, updates do
     local used = math.min(spent, tonumber(r[4]))
     add('held', r[6], r[2], r[3], -used)
     add('held', r[7], r[2], r[3], -used)
-    redis.call('HINCRBY', key, 'left', -used)
+    if used > 0 then redis.call('HINCRBY', key, 'left', -used) end -- Lua writes -0, which is no integer to Redis
     if close then
       finish(id, false)
     else
