@@ -151,7 +151,7 @@ def _on_budget(extras: dict[str, Any]) -> bool:
 def _hints(extras: dict[str, Any]) -> Hints:
     """Hints stand in `hivemind.hints`, or directly in `hivemind`."""
     nested = _typed(extras, "hints", dict, "an object", prefix="hivemind.")
-    source, prefix = (extras, "hivemind.") if nested is None else (nested, "hivemind.hints.")
+    source, prefix = extras if nested is None else nested, "hints."
     if not source:
         return Hints()
     return check_hints(

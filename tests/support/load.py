@@ -1,13 +1,14 @@
 """A bounded load of chat completions, and how each ended."""
 
 import asyncio
+import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import aiohttp
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -35,39 +36,41 @@ async def run_load(
     seconds: float,
     concurrency: int,
     path: str = "/v1/chat/completions",
-    meanwhile: Callable[[], Awaitable[None]] | None = None,
+    meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
     headers: dict[str, str] | None = None,
     pause_s: float = 0.01,
     **fields: Any,
 ) -> Load:
     """Sends requests from `concurrency` clients for `seconds`; `meanwhile` runs beside them from the start."""
     load, end = Load(), time.monotonic() + seconds
-    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx.AsyncClient(base_url=base_url, timeout=30, limits=limits, headers=headers) as client:
+    connector, timeout = aiohttp.TCPConnector(limit=concurrency), aiohttp.ClientTimeout(total=30)
+    body = json.dumps({"model": model, "messages": MESSAGES, **fields}).encode()
+    async with aiohttp.ClientSession(base_url, connector=connector, timeout=timeout, headers=headers) as session:
 
         async def worker() -> None:
             while time.monotonic() < end:
-                await _one(client, load, path, {"model": model, "messages": MESSAGES, **fields})
+                await _one(session, load, path, body)
                 await asyncio.sleep(pause_s)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(worker())
             if meanwhile is not None:
-                group.create_task(meanwhile())  # type: ignore[arg-type]
+                group.create_task(meanwhile())
     return load
 
 
-async def _one(client: httpx.AsyncClient, load: Load, path: str, body: dict[str, Any]) -> None:
+async def _one(session: aiohttp.ClientSession, load: Load, path: str, body: bytes) -> None:
     began = time.monotonic()
     try:
-        answer = await client.post(path, json=body)
-    except httpx.HTTPError as error:
+        async with session.post(path, data=body, headers={"Content-Type": "application/json"}) as answer:
+            text = await answer.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
         load.outcomes[0] += 1
         load.failures.append(repr(error))
         return
-    load.outcomes[answer.status_code] += 1
-    if answer.status_code == 200:
+    load.outcomes[answer.status] += 1
+    if answer.status == 200:
         load.seconds.append(time.monotonic() - began)
     else:
-        load.failures.append(answer.text)
+        load.failures.append(text)
