@@ -27,7 +27,7 @@ class RedisStore:
 
     def __init__(self, redis: Redis, *, shift_ms: Callable[[], int] = lambda: 0) -> None:
         self._redis, self._shift_ms = redis, shift_ms
-        folder = resources.files("hivemind.servers.governor") / "lua"
+        folder = resources.files("hivemind.servers.governor")
         prelude = (folder / "prelude.lua").read_text()
         names = ("reserve", "settle", "state", "configure")
         self._scripts = {n: redis.register_script(prelude + (folder / f"{n}.lua").read_text()) for n in names}
