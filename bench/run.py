@@ -1,0 +1,19 @@
+"""Runs one benchmark: `python bench/run.py NAME [options]` (`make bench NAME=gateway`)."""
+
+import importlib
+import sys
+from pathlib import Path
+
+NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("run", "load", "mock_upstream"))
+
+
+def main() -> None:
+    """Finds the benchmark and hands it the rest of the arguments."""
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        sys.exit(f"name a benchmark: make bench NAME={'|'.join(NAMES)}")
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
