@@ -1,7 +1,7 @@
 """A load generator that costs little: `python bench/load.py PORT MODEL plain|stream CONCURRENCY COUNT RATE`.
 
 Sends COUNT chat completions over CONCURRENCY keep-alive connections, as fast as they are answered (RATE 0) or at a
-fixed rate a second over all. Prints JSON: seconds in all, latencies of each request in seconds, how many were not whole.
+fixed rate a second over all. Prints JSON: seconds in all, latencies of each request in seconds, answers not whole.
 """
 
 import asyncio
