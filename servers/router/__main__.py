@@ -24,7 +24,7 @@ from hivemind.servers.router.records import Recorder
 from hivemind.servers.router.service import RouterService
 from hivemind.servers.router.settings import RouterSettings
 from hivemind.servers.router.spend import BudgetBook
-from hivemind.servers.router.upstream_aiohttp import AiohttpUpstream
+from hivemind.servers.router.upstream_http import HttpUpstream
 from hivemind.v1 import router_pb2_grpc
 
 
@@ -56,7 +56,7 @@ def build(settings: RouterSettings) -> Mesh:
     state = GovernorState(clock)
     governor = GovernorClient(channel, state, api_key=key, holder=f"router@{socket.gethostname()}")
     budgets = BudgetBook(governor, view=lambda: state.view, clock=clock)
-    upstream = AiohttpUpstream(connections=settings.upstream_connections)
+    upstream = HttpUpstream(connections=settings.upstream_connections)
     completions = Completions(
         fleet=fleet,
         upstream=upstream,

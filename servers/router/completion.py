@@ -99,7 +99,7 @@ class Completions:
     ) -> None:
         self.fleet = fleet
         self._upstream, self._budgets, self._recorder = upstream, budgets, recorder
-        self._governance, self._metrics, self._clock = governance, metrics, clock
+        self._governance, self._metrics, self.clock = governance, metrics, clock
 
     def decide(self, request: Request) -> Work:
         """Decides and records it; nothing is called."""
@@ -138,7 +138,7 @@ class Completions:
         if work.ended:
             return
         tokens = _tokens(stream.chat.usage, work.request, stream.chat.text_bytes)
-        now = self._clock()
+        now = self.clock()
         call.latency_s = now - stream.called
         call.model = stream.chat.model or call.model
         call.error = "" if outcome == "OK" else stream.problem or outcome
@@ -155,7 +155,7 @@ class Completions:
         self._governance.admit(request.tenant)
         decision = self._decide(work)
         try:
-            async with asyncio.timeout(request.deadline - self._clock()):
+            async with asyncio.timeout(request.deadline - self.clock()):
                 return await self._first_that_answers(work, decision, call)
         except TimeoutError:
             raise MeshError("DEADLINE_PASSED", "the deadline passed before a model had answered") from None
@@ -237,7 +237,7 @@ class Completions:
         breaker = self.fleet.breaker(model.alias, endpoint)
         entry = Call(model.alias, f"{endpoint.number}:{endpoint.host}", time.time(), model=endpoint.model)
         work.record.calls.append(entry)
-        called = self._clock()
+        called = self.clock()
         breaker.begin()
         try:
             return await call(work, model, endpoint, body, entry, patient)
@@ -258,13 +258,13 @@ class Completions:
             raise
         finally:
             if not entry.latency_s:
-                entry.latency_s = self._clock() - called
+                entry.latency_s = self.clock() - called
 
     async def _plain_call(
         self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
     ) -> Answer:
         limits = model.timeouts
-        called = self._clock()
+        called = self.clock()
         try:
             async with asyncio.timeout(limits.total_s if patient else limits.first_token_s) as limit:
                 response = await self._post(work.request, model, endpoint, body)
@@ -281,7 +281,7 @@ class Completions:
         parsed = _checked_answer(response, raw)
         breaker = self.fleet.breaker(model.alias, endpoint)
         breaker.succeed()
-        entry.latency_s = self._clock() - called
+        entry.latency_s = self.clock() - called
         entry.model = text_of(parsed.get("model")) or entry.model
         self._account(work, entry, _tokens(parsed.get("usage"), work.request, _answer_bytes(parsed)))
         self._end(work, "OK")
@@ -291,7 +291,7 @@ class Completions:
         self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
     ) -> "OpenStream":
         limits = model.timeouts
-        called = self._clock()
+        called = self.clock()
         response: UpstreamResponse | None = None
         try:
             async with asyncio.timeout(limits.first_token_s):
@@ -310,7 +310,7 @@ class Completions:
         except BaseException:
             _close(response)
             raise
-        now = self._clock()
+        now = self.clock()
         entry.first_token_s = now - called
         work.record.first_token_s = now - work.request.arrived
         return stream
@@ -366,7 +366,7 @@ class Completions:
         work.ended = True
         record = work.record
         record.outcome = outcome
-        record.latency_s = self._clock() - work.request.arrived
+        record.latency_s = self.clock() - work.request.arrived
         self._metrics.observe(record, tenant_label=self._governance.tenant_label(record.tenant))
         self._recorder.add(record)
 
@@ -393,13 +393,12 @@ class OpenStream:
         self.problem = ""
         self._completions = completions
         self._response = response
-        self._chunks = response.chunks()
         self._splitter = EventSplitter()
         self._first: list[tuple[bytes, dict[str, Any] | None]] = []
 
     async def read_first(self) -> None:
         """Reads until the first event with data; UpstreamError or BrokenStream if there is none."""
-        async for chunk in self._chunks:
+        while chunk := await self._response.next():
             self._first += self._events(chunk)
             if any(parsed is not None for _, parsed in self._first):
                 return
@@ -415,20 +414,20 @@ class OpenStream:
         """
         if self._first:
             yield self._first
-        loop = asyncio.get_running_loop()
-        offset = loop.time() - self._completions._clock()
-        request, limits = self.work.request, self.model.timeouts
-        end = min(request.deadline, self.called + limits.total_s) + offset
-        while not self.chat.done:
-            try:
-                async with asyncio.timeout_at(min(end, loop.time() + limits.idle_s)):
-                    batch = await self._next_batch()
-            except TimeoutError:
-                raise self._too_late(loop.time() >= end) from None
-            except (UpstreamError, BrokenStream) as error:
-                raise self._broken(str(error)) from error
-            if batch:
-                yield batch
+        limits = self.model.timeouts
+        left = min(self.work.request.deadline, self.called + limits.total_s) - self._completions.clock()
+        watchdog = _Watchdog(self._response, idle_s=limits.idle_s, left_s=left)
+        try:
+            while not self.chat.done:
+                watchdog.begin_wait()
+                batch = await self._next_batch()
+                watchdog.end_wait()
+                if batch:
+                    yield batch
+        except (UpstreamError, BrokenStream) as error:
+            raise self._told(error) from error
+        finally:
+            watchdog.cancel()
         if not self.chat.whole:
             raise self._broken(self.chat.why_broken())
 
@@ -444,10 +443,9 @@ class OpenStream:
     async def _next_batch(self) -> list[tuple[bytes, dict[str, Any] | None]]:
         """The next whole events: a server that drips single bytes does not count as alive."""
         while True:
-            try:
-                chunk = await anext(self._chunks)
-            except StopAsyncIteration:
-                raise BrokenStream(self.chat.why_broken()) from None
+            chunk = await self._response.next()
+            if not chunk:
+                raise BrokenStream(self.chat.why_broken())
             batch = self._events(chunk)
             if batch or self.chat.done:
                 return batch
@@ -464,7 +462,7 @@ class OpenStream:
     async def _read_to_end(self) -> None:
         try:
             async with asyncio.timeout(AFTER_DONE_S):
-                async for _ in self._chunks:
+                while await self._response.next():
                     pass
         except (TimeoutError, UpstreamError):
             return
@@ -473,11 +471,49 @@ class OpenStream:
         self.problem = why
         return MeshError("UPSTREAM_FAILED", f"{self.model.alias} failed in the middle of its answer: {why}")
 
-    def _too_late(self, deadline: bool) -> MeshError:
-        if deadline:
+    def _told(self, error: Exception) -> MeshError:
+        if isinstance(error, UpstreamError) and error.kind == "deadline":
             self.problem = "the deadline passed"
             return MeshError("DEADLINE_PASSED", "the deadline passed in the middle of the answer")
-        return self._broken(f"nothing came for {self.model.timeouts.idle_s:g} s")
+        return self._broken(str(error))
+
+
+class _Watchdog:
+    """Ends a stream whose model server says nothing for too long, or that lasts too long.
+
+    Only time spent waiting for the model server counts, not time spent on a slow reader. It costs one timer a stream,
+    where a time-out per event would cost one an event.
+    """
+
+    def __init__(self, response: UpstreamResponse, *, idle_s: float, left_s: float) -> None:
+        self._response, self._idle_s = response, idle_s
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + left_s
+        self._since: float | None = None
+        self._timer = self._loop.call_later(min(idle_s, left_s), self._look)
+
+    def begin_wait(self) -> None:
+        """The wait for the next event begins."""
+        self._since = self._loop.time()
+
+    def end_wait(self) -> None:
+        """An event has come."""
+        self._since = None
+
+    def cancel(self) -> None:
+        """The stream has ended."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if now >= self._end:
+            self._response.fail(UpstreamError("deadline", "the deadline passed"))
+            return
+        due = now + self._idle_s if self._since is None else self._since + self._idle_s
+        if due <= now:
+            self._response.fail(UpstreamError("idle", f"nothing came for {self._idle_s:g} s"))
+            return
+        self._timer = self._loop.call_at(min(due, self._end), self._look)
 
 
 def _checked_answer(response: UpstreamResponse, raw: bytes) -> dict[str, Any]:

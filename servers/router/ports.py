@@ -1,6 +1,6 @@
 """What the Router's core needs from outside."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from hivemind.servers.common.catalogue import Endpoint
@@ -27,8 +27,11 @@ class UpstreamResponse(Protocol):
     async def read(self, limit: int) -> bytes:
         """The whole body; UpstreamError if it is longer than `limit` bytes or breaks off."""
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; UpstreamError if it breaks off."""
+    async def next(self) -> bytes:
+        """What has come of the body since the last call, empty at its end; UpstreamError if it breaks off."""
+
+    def fail(self, error: Exception) -> None:
+        """Has the read that waits, or the next one, raise this error."""
 
     def close(self) -> None:
         """Ends the call. A body that was not read whole closes the connection, which stops the model server's work."""
