@@ -117,6 +117,12 @@ class _Pool:
     refused_until: float = 0.0
     open_until: float = 0.0
 
+    def take(self, grant: ReservationGrant, now: float) -> None:
+        """Adds a block. It is given up a little before the Governor does, and renewed at half of its time."""
+        expires_at, renew_at = now + 0.9 * grant.ttl_s, now + grant.ttl_s / 2
+        self.blocks.append(_Block(grant.reservation_id, grant.granted_micros, expires_at, renew_at))
+        self.give_back, self.refusal = False, None
+
     def in_use(self, now: float) -> bool:
         """Whether it holds anything that must not be forgotten."""
         return bool(self.blocks or self.held or self.lock.locked() or self.open_until > now)
@@ -219,22 +225,17 @@ class BudgetBook:
     async def _extend(self, tenant: str, pool: _Pool, amount: int) -> bool:
         """Has the pool reach `amount`. False: no budget applies after all. Raises MeshError where it does not reach."""
         async with pool.lock:
-            now = self._clock()
-            short = amount - pool.available(now)
-            if short <= 0:
-                return True
-            if pool.refusal is not None and now < pool.refused_until and short >= pool.refused_from:
-                raise pool.refusal
-            try:
-                grant = await self._keeper.reserve(tenant, min_micros=short, wanted_micros=BLOCK_CALLS * amount)
-            except MeshError as error:
-                return self._refused(tenant, pool, error, short)
-            if grant.unlimited:
-                return False
-            now = self._clock()
-            half = now + grant.ttl_s / 2
-            pool.blocks.append(_Block(grant.reservation_id, grant.granted_micros, now + grant.ttl_s * 0.9, half))
-            pool.give_back, pool.refusal = False, None
+            # looked at again after each grant: while it was waited for, a flush may have given other blocks back
+            while (short := amount - pool.available(self._clock())) > 0:
+                if pool.refusal is not None and self._clock() < pool.refused_until and short >= pool.refused_from:
+                    raise pool.refusal
+                try:
+                    grant = await self._keeper.reserve(tenant, min_micros=short, wanted_micros=BLOCK_CALLS * amount)
+                except MeshError as error:
+                    return self._refused(tenant, pool, error, short)
+                if grant.unlimited:
+                    return False
+                pool.take(grant, self._clock())
             return True
 
     def _refused(self, tenant: str, pool: _Pool, error: MeshError, short: int) -> bool:
