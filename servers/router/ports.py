@@ -24,8 +24,8 @@ class UpstreamResponse(Protocol):
     def header(self, name: str) -> str:
         """The value of a header, or an empty string."""
 
-    async def read(self, limit: int) -> bytes:
-        """The whole body; UpstreamError if it is longer than `limit` bytes or breaks off."""
+    async def read(self, limit: int, *, within_s: float) -> bytes:
+        """The whole body; UpstreamError if it is longer than `limit` bytes, takes longer, or breaks off."""
 
     async def next(self) -> bytes:
         """What has come of the body since the last call, empty at its end; UpstreamError if it breaks off."""
@@ -41,9 +41,19 @@ class Upstream(Protocol):
     """HTTP to model servers, over pooled connections."""
 
     async def post(
-        self, endpoint: Endpoint, path: str, body: bytes, headers: Mapping[str, str], *, connect_s: float
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        connect_s: float,
+        answer_s: float,
     ) -> UpstreamResponse:
-        """Sends a request and answers when the headers are there; UpstreamError if that fails."""
+        """Sends a request and answers when the headers are there.
+
+        UpstreamError if that fails; its kind is `timeout` where they did not come within `answer_s` seconds.
+        """
 
 
 class BudgetKeeper(Protocol):

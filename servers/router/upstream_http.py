@@ -22,6 +22,7 @@ HIGH_WATER: Final = 1 << 18
 KEEP_ALIVE_S: Final = 30.0
 _IDLE_MAX: Final = 256
 _HEADERS_MAX: Final = 1 << 16
+_LATE: Final = "the model server did not answer in time"
 _BROKEN: Final = "the model server broke off in the middle of its answer"
 
 
@@ -36,7 +37,14 @@ class HttpUpstream:
         self._tls = ssl.create_default_context()
 
     async def post(
-        self, endpoint: Endpoint, path: str, body: bytes, headers: Mapping[str, str], *, connect_s: float
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        connect_s: float,
+        answer_s: float,
     ) -> "HttpResponse":
         """See ports.Upstream. A pooled connection that turns out to be closed is replaced by a new one, once."""
         request = self._request(endpoint, path, body, headers)
@@ -45,11 +53,11 @@ class HttpUpstream:
             connection = self._pooled(endpoint.base_url)
             if connection is not None:
                 try:
-                    return await self._exchange(endpoint, connection, request)
+                    return await self._exchange(endpoint, connection, request, answer_s)
                 except _Stale:
                     pass
-            connection = await self._connect(endpoint, connect_s)
-            return await self._exchange(endpoint, connection, request)
+            connection = await self._connect(endpoint, min(connect_s, answer_s))
+            return await self._exchange(endpoint, connection, request, answer_s)
         except _Stale as error:
             self._room.release()
             raise UpstreamError("disconnected", str(error)) from error
@@ -64,12 +72,18 @@ class HttpUpstream:
                 connection.close()
         self._idle.clear()
 
-    async def _exchange(self, endpoint: Endpoint, connection: "_Connection", request: bytes) -> "HttpResponse":
+    async def _exchange(
+        self, endpoint: Endpoint, connection: "_Connection", request: bytes, answer_s: float
+    ) -> "HttpResponse":
+        # a timer of the loop costs a tenth of asyncio.timeout
+        timer = self._loop.call_later(answer_s, connection.fail, UpstreamError("timeout", _LATE))
         try:
             await connection.send(request)
         except BaseException:
             connection.close()
             raise
+        finally:
+            timer.cancel()
         return HttpResponse(connection, lambda: self._take_back(endpoint.base_url, connection))
 
     def _take_back(self, base_url: str, connection: "_Connection") -> None:
@@ -134,8 +148,15 @@ class HttpResponse:
         """See ports.UpstreamResponse."""
         return self._connection.headers.get(name.lower(), "")
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int, *, within_s: float) -> bytes:
         """See ports.UpstreamResponse."""
+        timer = asyncio.get_running_loop().call_later(within_s, self.fail, UpstreamError("timeout", _LATE))
+        try:
+            return await self._read(limit)
+        finally:
+            timer.cancel()
+
+    async def _read(self, limit: int) -> bytes:
         connection = self._connection
         pieces: list[bytes] = []
         size = 0
@@ -201,8 +222,8 @@ class _Connection(asyncio.Protocol):
         self._pieces.clear()
         self._transport.write(request)
         while not self._head:
-            if self._error is not None:
-                raise self._error
+            if self._failed is not None or self._error is not None:
+                raise self._failed or self._error or UpstreamError("truncated", _BROKEN)
             if self._closed:
                 raise _Stale("the model server closed the connection without an answer")
             await self._news()
