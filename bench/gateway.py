@@ -81,8 +81,8 @@ def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
             process.wait()
 
 
-def wait_for(url: str, limit_s: float = 120.0) -> None:
-    """Until a GET answers 200."""
+def wait_for(url: str, process: subprocess.Popen[str], limit_s: float = 120.0) -> None:
+    """Until a GET answers 200; OSError if the process ends or the time is over."""
     end = time.monotonic() + limit_s
     while True:
         try:
@@ -90,7 +90,7 @@ def wait_for(url: str, limit_s: float = 120.0) -> None:
                 if answer.status == 200:
                     return
         except OSError:
-            if time.monotonic() > end:
+            if time.monotonic() > end or process.poll() is not None:
                 raise
             time.sleep(0.05)
 
@@ -194,6 +194,7 @@ def litellm(upstream: int, folder: Path) -> Iterator[Target]:
     config.write_text(json.dumps({"model_list": [{"model_name": ALIAS, "litellm_params": parameters}]}))
     port = free_port()
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+    environment["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # loopback only, like the others
     command = [
         str(program),
         "--config",
@@ -207,7 +208,7 @@ def litellm(upstream: int, folder: Path) -> Iterator[Target]:
     ]
     began = time.monotonic()
     with started(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for(f"http://127.0.0.1:{port}/health/liveliness")
+        wait_for(f"http://127.0.0.1:{port}/health/liveliness", process)
         yield Target("litellm", port, {"litellm": psutil.Process(process.pid)}, time.monotonic() - began)
 
 

@@ -21,6 +21,7 @@ class Client(asyncio.Protocol):
         """The connection stands."""
         self._transport: Any = transport
         self._done: asyncio.Future[bool] | None = None
+        self.closed = False
 
     def ask(self, request: bytes) -> "asyncio.Future[bool]":
         """Sends a request; the future tells whether the answer was good."""
@@ -45,6 +46,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The server has hung up."""
+        self.closed = True
         self._finish(False)
 
     def _finish(self, good: bool) -> None:
@@ -85,12 +87,12 @@ async def run(port: int, model: str, stream: bool, concurrency: int, count: int,
             if rate:
                 await asyncio.sleep(max(0.0, began + turn / rate - time.perf_counter()))
                 turn += concurrency
+            if client.closed:  # servers end idle connections
+                _, client = await loop.create_connection(Client, "127.0.0.1", port)
             sent = time.perf_counter()
             good = await client.ask(request)
             latencies.append(time.perf_counter() - sent)
-            if not good:
-                bad += 1
-                _, client = await loop.create_connection(Client, "127.0.0.1", port)
+            bad += not good
 
     await asyncio.gather(*(worker(n) for n in range(concurrency)))
     return {"seconds": time.perf_counter() - began, "latencies": latencies, "bad": bad}
