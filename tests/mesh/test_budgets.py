@@ -15,7 +15,14 @@ COST_MICROS = int(USAGE["prompt_tokens"] * 2.5 + USAGE["completion_tokens"] * 10
 
 
 def set_config(client: httpx.Client, **fields: object) -> None:
-    answer = client.post("/api/config/governor", json=fields)
+    """Changes the configuration, once Envoy has found the Governor again where a test had stopped it."""
+
+    def answered() -> httpx.Response | None:
+        answer = client.post("/api/config/governor", json=fields)
+        return None if answer.status_code == 503 else answer
+
+    answer = until(answered, what="the Governor answers")
+    assert answer is not None
     assert answer.status_code == 200, answer.text
 
 
