@@ -2,7 +2,9 @@
 
 floor     Envoy that passes /v1/* through to the mock, and does nothing else
 hivemind  `hivemind up` with a priced alias, a budget, records and metrics: Envoy and Router
-litellm   the LiteLLM proxy in a virtual environment of its own
+litellm   the LiteLLM proxy in a virtual environment of its own, bare: no keys, budgets or metrics
+litellm+  the same with what it can do of what hivemind does here without a database: Prometheus metrics and a budget
+          in a Redis of its own (its request records would need PostgreSQL and a download, so it keeps none)
 
 CPU is measured at the same offered load for all (an event loop at saturation batches its work, so figures at different
 loads do not compare); LiteLLM, which cannot take that load, gets a tenth of it. Each is measured in turn, several times
@@ -30,7 +32,7 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).resolve().parent
-LITELLM = "litellm[proxy]>=1.80,<2"
+LITELLM = ("litellm[proxy]>=1.80,<2", "prometheus-client")
 ALIAS = "mock"
 
 
@@ -188,37 +190,59 @@ def hivemind(upstream: int, folder: Path) -> Iterator[Target]:
 @contextmanager
 def litellm(upstream: int, folder: Path) -> Iterator[Target]:
     """The LiteLLM proxy, installed beside if it is not there yet."""
+    with _litellm("litellm", upstream, folder, {}) as target:
+        yield target
+
+
+@contextmanager
+def litellm_with_budget(upstream: int, folder: Path) -> Iterator[Target]:
+    """LiteLLM with metrics and a budget; the CPU of its Redis counts no more than that of hivemind's."""
+    from hivemind.servers.common.redis_server import find_redis, redis_command
+
+    redis_folder, port = folder / "litellm-redis", free_port()
+    redis_folder.mkdir()
+    budget = {"openai": {"budget_limit": 1_000_000, "time_period": "1d"}}
+    settings = {
+        "litellm_settings": {"callbacks": ["prometheus"]},
+        "router_settings": {"redis_host": "127.0.0.1", "redis_port": port, "provider_budget_config": budget},
+    }
+    command = redis_command(find_redis().path, redis_folder, host="127.0.0.1", port=port)
+    with started(command, stdout=subprocess.DEVNULL):
+        until_connected(port)
+        with _litellm("litellm+", upstream, folder, settings) as target:
+            yield target
+
+
+@contextmanager
+def _litellm(name: str, upstream: int, folder: Path, settings: dict[str, Any]) -> Iterator[Target]:
     program = litellm_environment() / "bin" / "litellm"
-    config = folder / "litellm.json"
-    parameters = {"model": "openai/mock", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none"}
-    config.write_text(json.dumps({"model_list": [{"model_name": ALIAS, "litellm_params": parameters}]}))
+    config = folder / f"{name}.json"
+    parameters = {
+        "model": "openai/mock", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none",
+        "input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6,
+    }  # fmt: skip
+    config.write_text(json.dumps({"model_list": [{"model_name": ALIAS, "litellm_params": parameters}], **settings}))
     port = free_port()
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
     environment["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # loopback only, like the others
     command = [
-        str(program),
-        "--config",
-        str(config),
-        "--port",
-        str(port),
-        "--host",
-        "127.0.0.1",
-        "--telemetry",
-        "False",
-    ]
+        str(program), "--config", str(config), "--port", str(port), "--host", "127.0.0.1", "--telemetry", "False",
+    ]  # fmt: skip
     began = time.monotonic()
     with started(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_for(f"http://127.0.0.1:{port}/health/liveliness", process)
-        yield Target("litellm", port, {"litellm": psutil.Process(process.pid)}, time.monotonic() - began)
+        yield Target(name, port, {name: psutil.Process(process.pid)}, time.monotonic() - began)
 
 
 def litellm_environment() -> Path:
     """A virtual environment with LiteLLM; CalledProcessError if it cannot be made."""
     folder = HERE.parent / ".cache" / "bench-litellm"
-    if not (folder / "bin" / "litellm").exists():
+    ready = folder / ".ready"
+    if not ready.exists() or ready.read_text() != " ".join(LITELLM):
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", LITELLM], check=True)
+        subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", *LITELLM], check=True)
+        ready.write_text(" ".join(LITELLM))
     return folder
 
 
@@ -235,7 +259,7 @@ def send(target: Target, kind: str, *, concurrency: int, count: int, rate: float
 
 def measure(target: Target, counts: "Counts") -> None:
     """One repetition of every figure of a target."""
-    share = counts.slow_share if target.name == "litellm" else 1.0
+    share = counts.slow_share if target.name.startswith("litellm") else 1.0
     full = max(20, int(counts.plain * share))
     target.add("requests_per_s", full / send(target, "plain", concurrency=8, count=full)["seconds"])
     for kind, concurrency, count, rate in (
@@ -279,10 +303,12 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small counts: a smoke test")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", default="floor,hivemind,litellm")
+    parser.add_argument("--only", default="floor,hivemind,litellm,litellm+")
     options = parser.parse_args(arguments)
     counts = QUICK if options.quick else FULL
-    makers: dict[str, Callable[[int, Path], Any]] = {"floor": floor, "hivemind": hivemind, "litellm": litellm}
+    makers: dict[str, Callable[[int, Path], Any]] = {
+        "floor": floor, "hivemind": hivemind, "litellm": litellm, "litellm+": litellm_with_budget,
+    }  # fmt: skip
     missing = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -355,16 +381,17 @@ def table(medians: dict[str, dict[str, float]]) -> str:
 def ratios_of(medians: dict[str, dict[str, float]]) -> dict[str, tuple[float, str]]:
     """The ratios that the targets speak of, those that can be formed."""
     found: dict[str, tuple[float, str]] = {}
-    mesh, base, peer, direct = (medians.get(n) for n in ("hivemind", "floor", "litellm", "direct"))
+    mesh, base, direct = (medians.get(n) for n in ("hivemind", "floor", "direct"))
     if mesh and base:
         found["CPU, plain: hivemind to the floor"] = (mesh["plain_cpu"] / base["plain_cpu"], "at most 5")
         found["CPU, streams: hivemind to the floor"] = (mesh["stream_cpu"] / base["stream_cpu"], "at most 3")
-    if mesh and peer:
-        found["CPU, plain: LiteLLM to hivemind"] = (peer["plain_cpu"] / mesh["plain_cpu"], "at least 35")
-        found["CPU, streams: LiteLLM to hivemind"] = (peer["stream_cpu"] / mesh["stream_cpu"], "at least 15")
-    if mesh and peer and direct:
-        added = [max(1e-9, m["p50_ms"] - direct["p50_ms"]) for m in (peer, mesh)]
-        found["added p50: LiteLLM to hivemind"] = (added[0] / added[1], "at least 10")
+    for name in ("litellm", "litellm+"):
+        peer = medians.get(name)
+        if mesh and peer and direct:
+            found[f"CPU, plain: {name} to hivemind"] = (peer["plain_cpu"] / mesh["plain_cpu"], "at least 35")
+            found[f"CPU, streams: {name} to hivemind"] = (peer["stream_cpu"] / mesh["stream_cpu"], "at least 15")
+            added = [max(1e-9, m["p50_ms"] - direct["p50_ms"]) for m in (peer, mesh)]
+            found[f"added p50: {name} to hivemind"] = (added[0] / added[1], "at least 10")
     return found
 
 

@@ -1,5 +1,6 @@
 """The state folder of a mesh: where it is, who uses it, and which version its layout has."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,9 @@ from typing import Any, Final
 LAYOUT: Final = 1
 """Grows when the layout of the state folder changes; older folders are migrated, newer ones refused."""
 DEFAULT_PORT: Final = 8080
+
+
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
 class CommandError(Exception):
@@ -38,6 +42,14 @@ def home_folder(environment: Mapping[str, str]) -> Path:
 def config_file(environment: Mapping[str, str]) -> Path:
     """HIVEMIND_CONFIG, else hivemind.toml in the folder at hand."""
     return Path(environment.get("HIVEMIND_CONFIG") or "hivemind.toml").expanduser().resolve()
+
+
+def cannot_write(error: OSError, home: Path) -> CommandError:
+    """The sentence for a file that could not be written; raises what was not about room for it."""
+    if error.errno not in _NO_ROOM:
+        raise error
+    where = error.filename or home
+    return CommandError(f"{where} cannot be written ({error.strerror}); free some disk or set HIVEMIND_HOME elsewhere")
 
 
 @contextmanager

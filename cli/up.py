@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hivemind.cli import doctor
-from hivemind.cli.home import CommandError, locked, read_json, write_json
+from hivemind.cli.home import CommandError, cannot_write, locked, read_json, write_json
 from hivemind.cli.http_api import MeshApi
 from hivemind.cli.mesh import (
     MeshPlan,
@@ -123,6 +123,13 @@ class Mesh:
 
 def up(*, home: Path, config: Path, port: int, replicas: Mapping[str, int], say: Say) -> None:
     """Runs a mesh in the foreground until it is told to end. CommandError if it cannot start."""
+    try:
+        _up(home=home, config=config, port=port, replicas=replicas, say=say)
+    except OSError as error:
+        raise cannot_write(error, home) from error
+
+
+def _up(*, home: Path, config: Path, port: int, replicas: Mapping[str, int], say: Say) -> None:
     environment = doctor.environment()
     with locked(home):
         doctor.check_needed(doctor.examine(home, config, environment))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -58,6 +59,22 @@ def test_a_taken_port_is_one_sentence_with_the_cure(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert port in result.stderr
     assert "HIVEMIND_PORT" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert left_running(tmp_path) == []
+
+
+@pytest.mark.parametrize("file_limit", [0, 4096])
+def test_a_full_disk_is_one_sentence_with_the_cure(tmp_path: Path, file_limit: int) -> None:
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    result = subprocess.run(
+        [*HIVEMIND, "up"], env=environment(tmp_path, PYTHONDONTWRITEBYTECODE="1"), capture_output=True, text=True,
+        check=False, timeout=60, preexec_fn=fill,
+    )  # fmt: skip
+
+    assert result.returncode == 1
+    assert "free some disk" in result.stderr
     assert "Traceback" not in result.stderr
     assert left_running(tmp_path) == []
 
