@@ -1,0 +1,157 @@
+"""The gate's model: two heads (the weak and the strong model of a pair) out of a forest and a line, calibrated.
+
+A forest of extremely randomised trees (Geurts et al. 2006) knows the questions that it has seen the like of; a ridge
+regression over the same features goes on where it has not. Their mean, weighted by cross-validation, is calibrated by
+Platt's method (1999). Where a domain had little training data (kappa pseudo-requests, Beta-binomial shrinkage) the
+expected gain of the strong model moves towards FAR_GAIN: unknown territory goes to the stronger model.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from hivemind.servers.router.gate.features import Features
+from hivemind.servers.router.gate.wordpiece import Floats, PieceTable
+
+HERE: Final = Path(__file__).resolve().parent
+TABLE_FILE: Final = HERE / "pieces.safetensors"
+MODEL_FILE: Final = HERE / "model.safetensors"
+GENERIC: Final = "generic"
+KAPPA: Final = 50.0
+"""Requests of a domain in training at which half of the estimate is the model's own."""
+FAR_GAIN: Final = 0.4
+"""What the strong model is taken to gain where nothing is known."""
+_CACHED: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """P(good enough) of the weak and the strong model, the share of it that is not known, and the domain."""
+
+    weak: float
+    strong: float
+    unknown: float
+    domain: str
+
+    @property
+    def need(self) -> float:
+        """How much the strong model is needed: expected gain, unknown territory counted as FAR_GAIN. In [-1,1]."""
+        return (1 - self.unknown) * (self.strong - self.weak) + self.unknown * FAR_GAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """Trees side by side, padded: feature (trees, nodes), -1 at a leaf; value (trees, nodes, 2)."""
+
+    feature: NDArray[np.int16]
+    threshold: Floats
+    left: NDArray[np.int16]
+    right: NDArray[np.int16]
+    value: Floats
+
+    def predict(self, x: Floats) -> Floats:
+        """Mean leaf value over the trees, shape (2,)."""
+        trees = np.arange(len(self.feature))
+        node = np.zeros(len(trees), dtype=np.int64)
+        while True:
+            at = self.feature[trees, node]
+            inner = at >= 0
+            if not inner.any():
+                found: Floats = self.value[trees, node].mean(axis=0)
+                return found
+            low = x[np.maximum(at, 0)] <= self.threshold[trees, node]
+            following = np.where(low, self.left[trees, node], self.right[trees, node])
+            node = np.where(inner, following, node)
+
+
+@dataclass(frozen=True, slots=True)
+class PairModel:
+    """What is known of a pair of models. `share`: the forest's part; `calibration` (2, 2): slope, intercept a head."""
+
+    forest: Forest
+    columns: NDArray[np.int64]
+    line: Floats
+    offset: Floats
+    share: float
+    calibration: Floats
+    seen: Mapping[str, int]
+
+    def heads(self, x: Floats) -> Floats:
+        """P(good enough), weak and strong, before calibration."""
+        linear = x[self.columns] @ self.line + self.offset
+        found: Floats = self.share * self.forest.predict(x) + (1 - self.share) * linear
+        return found
+
+    def calibrated(self, raw: Floats) -> Floats:
+        """The same, calibrated."""
+        p = np.clip(raw, 0.01, 0.99)
+        found: Floats = 1 / (1 + np.exp(-(self.calibration[:, 0] * np.log(p / (1 - p)) + self.calibration[:, 1])))
+        return found
+
+
+class Gate:
+    """Estimates for prompts, cached by their hash. Not for several threads at once."""
+
+    def __init__(self, table: Path = TABLE_FILE, model: Path = MODEL_FILE) -> None:
+        self._features = Features(PieceTable(table))
+        self.pairs: Final = load_pairs(model, self._features.names)
+        self._cache: OrderedDict[bytes, Mapping[str, Estimate]] = OrderedDict()
+
+    def estimate(self, prompt: str, pair: str = GENERIC) -> Estimate:
+        """The estimate for a pair that was recorded, or for one that never was. KeyError for an unknown name."""
+        key = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = self._estimates(prompt)
+            if len(self._cache) > _CACHED:
+                self._cache.popitem(last=False)
+        return found[pair]
+
+    def _estimates(self, prompt: str) -> Mapping[str, Estimate]:
+        x, domain = self._features.of(prompt)
+        found: dict[str, Estimate] = {}
+        for name, model in self.pairs.items():
+            weak, strong = model.calibrated(model.heads(x))
+            unknown = KAPPA / (KAPPA + model.seen.get(domain, 0))
+            found[name] = Estimate(float(weak), float(strong), unknown, domain)
+        each = list(found.values())
+        seen = sum(model.seen.get(domain, 0) for model in self.pairs.values())
+        found[GENERIC] = Estimate(
+            sum(e.weak for e in each) / len(each), sum(e.strong for e in each) / len(each),
+            KAPPA / (KAPPA + seen), domain,
+        )  # fmt: skip
+        return found
+
+
+def load_pairs(file: Path, names: tuple[str, ...]) -> dict[str, PairModel]:
+    """The models in a file; ValueError if it was made for other features."""
+    with safe_open(file, framework="np") as opened:
+        about = json.loads(opened.metadata()["about"])
+        if tuple(about["features"]) != names:
+            raise ValueError(f"{file} was trained on other features; train it again")
+        return {
+            name: PairModel(
+                forest=Forest(
+                    opened.get_tensor(f"{name}.feature"),
+                    opened.get_tensor(f"{name}.threshold").astype(np.float32),
+                    opened.get_tensor(f"{name}.left"),
+                    opened.get_tensor(f"{name}.right"),
+                    opened.get_tensor(f"{name}.value").astype(np.float32),
+                ),
+                columns=opened.get_tensor(f"{name}.columns").astype(np.int64),
+                line=opened.get_tensor(f"{name}.line"),
+                offset=opened.get_tensor(f"{name}.offset"),
+                share=float(pair["share"]),
+                calibration=opened.get_tensor(f"{name}.calibration"),
+                seen=pair["seen"],
+            )
+            for name, pair in about["pairs"].items()
+        }
