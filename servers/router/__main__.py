@@ -1,5 +1,6 @@
 """Composition root of the Router: `python -m hivemind.servers.router`."""
 
+import random
 import socket
 import sys
 import time
@@ -16,7 +17,9 @@ from hivemind.servers.router.catalogue_watch import CatalogueWatch
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.edge_server import EdgeServer
 from hivemind.servers.router.fleet import Fleet
+from hivemind.servers.router.gate.model import Gate
 from hivemind.servers.router.governor_client import GovernorClient, GovernorState
+from hivemind.servers.router.judge import FlipRate
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.openai_edge import OpenAIEdge
 from hivemind.servers.router.record_store import RedisRecordStore
@@ -65,6 +68,10 @@ def build(settings: RouterSettings) -> Mesh:
         governance=state,
         metrics=metrics,
         clock=clock,
+        gate=Gate(),
+        flips=FlipRate(metrics.judge_flips.set),
+        explore=settings.explore,
+        rng=random.Random(),
     )
     readiness = _Readiness()
     policy = CallPolicy(key, settings.deadline_s, settings.max_in_flight)

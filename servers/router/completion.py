@@ -4,6 +4,7 @@ Retries and fallback happen before the first byte only. What was sent to a clien
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,18 @@ import orjson
 from hivemind.servers.common.catalogue import MASTER, Endpoint, Model
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.router.fleet import Fleet
+from hivemind.servers.router.gate.model import Estimate
+from hivemind.servers.router.judge import FlipRate, Judge
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.ports import Upstream, UpstreamError, UpstreamResponse
 from hivemind.servers.router.records import Call, Record, Recorder, Tokens
 from hivemind.servers.router.request import Request
-from hivemind.servers.router.selector import Decision, Option, decide
+from hivemind.servers.router.roles import RoleFailed
+from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, decide
 from hivemind.servers.router.spend import BudgetBook, Hold
 from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, text_of
+from hivemind.servers.router.strategies import BY_NAME, Task
+from hivemind.servers.router.strategy_calls import Listener, StrategyCaller, StrategyStream, composed
 from hivemind.servers.router.tokens import text_tokens
 
 PATH: Final = "/chat/completions"
@@ -44,6 +50,13 @@ class Governance(Protocol):
 
     def tenant_label(self, tenant: str) -> str:
         """The tenant as a bounded metric label."""
+
+
+class QualityGate(Protocol):
+    """Estimates how likely a small and a large model are good enough."""
+
+    def estimate(self, prompt: str) -> Estimate:
+        """The estimate for a prompt."""
 
 
 class UpstreamRefused(Exception):
@@ -72,6 +85,8 @@ class Work:
     hold: Hold = field(default_factory=lambda: Hold(0))
     option: Option | None = None
     ended: bool = False
+    role: str = "worker"
+    prompt_version: str = ""
 
 
 @dataclass(slots=True)
@@ -96,16 +111,22 @@ class Completions:
         governance: Governance,
         metrics: RouterMetrics,
         clock: Callable[[], float] = time.monotonic,
+        gate: QualityGate | None = None,
+        flips: FlipRate | None = None,
+        explore: float = 0.0,
+        rng: random.Random | None = None,
     ) -> None:
         self.fleet = fleet
+        self._gate, self._flips = gate, flips or FlipRate()
+        self._explore, self._rng = explore, rng
         self._upstream, self._budgets, self._recorder = upstream, budgets, recorder
         self._governance, self._metrics, self.clock = governance, metrics, clock
 
     def decide(self, request: Request) -> Work:
-        """Decides and records it; nothing is called."""
+        """Decides and records it; nothing is called, and nothing explored."""
         work = self._begin(request)
         try:
-            self._decide(work)
+            self._decide(work, explore=0.0)
         except MeshError as error:
             self._end(work, error.reason)
             raise
@@ -116,21 +137,107 @@ class Completions:
         """A whole answer; MeshError or UpstreamRefused if there is none."""
         work = self._begin(request)
         try:
-            answer: Answer = await self._guarded(work, self._plain_call)
-            return answer
+            decision = self._admitted(work)
+            if decision.strategy == SINGLE:
+                answer: Answer = await self._first_that_answers(work, decision.options, self._plain_call)
+                return answer
+            return await self.by_strategy(work, decision, _nobody_listens)
         except BaseException as error:
-            self._fail(work, error)
+            self.fail(work, error)
             raise
 
-    async def stream(self, request: Request) -> "OpenStream":
-        """A stream whose first event has come; MeshError or UpstreamRefused if there is none."""
+    async def stream(self, request: Request) -> "OpenStream | StrategyStream":
+        """A stream whose first event has come, or the steps of a strategy; MeshError or UpstreamRefused otherwise."""
         work = self._begin(request)
         try:
-            stream: OpenStream = await self._guarded(work, self._open_stream)
+            decision = self._admitted(work)
+            if decision.strategy != SINGLE:
+                return StrategyStream(self, work, decision)
+            stream: OpenStream = await self._first_that_answers(work, decision.options, self._open_stream)
             return stream
         except BaseException as error:
-            self._fail(work, error)
+            self.fail(work, error)
             raise
+
+    async def by_strategy(self, work: Work, decision: Decision, listener: Listener) -> Answer:
+        """Answers by several calls; where they fail, by one, if the request was for `auto`."""
+        option = decision.chosen
+        singles = [o for o in decision.options if o.strategy == SINGLE]
+        strategy = option.strategy
+        try:
+            work.hold = await self._budgets.hold(work.request.tenant, option.cost_micros)
+            work.option = option
+            return await self._run_strategy(work, option, listener)
+        except (MeshError, RoleFailed) as error:
+            if isinstance(error, MeshError) and (work.request.refuse_on_budget or error.reason == "DEADLINE_PASSED"):
+                raise
+            why = f"{strategy} by {option.model.alias} failed: {error}"
+            work.hold.settle(work.record.cost_micros)
+            if not singles:
+                if isinstance(error, MeshError):
+                    raise
+                raise MeshError("UPSTREAM_FAILED", why) from error
+            work.record.degraded.append(f"{why}; one call answered instead")
+            answer: Answer = await self._first_that_answers(work, singles, self._plain_call)
+            return answer
+
+    async def _run_strategy(self, work: Work, option: Option, listener: Listener) -> Answer:
+        caller = StrategyCaller(self, work, option, listener)
+        catalogue = self.fleet.catalogue
+        judging = next((m for m in map(catalogue.get, ("judge", "arbiter", MASTER)) if m is not None), None)
+        task = Task(
+            work.request.messages, option.model, option.team, work.request.hints.subtasks,
+            None if judging is None else Judge(judging, caller, self._flips),
+        )  # fmt: skip
+        outcome = await BY_NAME[option.strategy](task, caller)
+        record = work.record
+        record.degraded += outcome.degraded
+        work.hold.settle(record.cost_micros)
+        self._end(work, "OK")
+        named = [c.model for c in record.calls if c.alias == outcome.alias and not c.error]
+        return composed(work, outcome.text, named[-1] if named else outcome.alias, outcome.finish_reason)
+
+    async def piece(self, work: Work, part: Work, model: Model) -> dict[str, Any]:
+        """One call of a strategy: its parsed answer. What it cost is booked and added to the record of `work`."""
+        try:
+            parsed: dict[str, Any] = await self._try_endpoints(
+                part, Option(model, 0), self._piece_call, alternatives=False
+            )
+            return parsed
+        except asyncio.CancelledError:
+            prompt_only = Tokens(part.request.prompt.expected, 0, estimated=True)
+            mine = [
+                c for c in work.record.calls if c.role == part.role and c.alias == model.alias and not c.usage.prompt
+            ]
+            if mine:
+                self._add_piece(part, model, mine[-1], prompt_only)
+            raise
+
+    async def _piece_call(
+        self, part: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
+    ) -> dict[str, Any]:
+        _, parsed = await self._read_answer(part, model, endpoint, body, entry, patient)
+        self._add_piece(part, model, entry, _tokens(parsed.get("usage"), part.request, _answer_bytes(parsed)))
+        return parsed
+
+    def _add_piece(self, part: Work, model: Model, entry: Call, tokens: Tokens) -> None:
+        record, first = part.record, not part.record.usage.prompt
+        entry.usage, entry.cost_micros = tokens, model.cost_micros(tokens.prompt, tokens.completion)
+        usage = record.usage
+        record.usage = Tokens(
+            usage.prompt + tokens.prompt, usage.completion + tokens.completion, usage.estimated or tokens.estimated
+        )
+        record.cost_micros += entry.cost_micros
+        master = self.fleet.catalogue.get(MASTER)
+        saved_against = 0
+        if first and master is not None:  # one call of master is what the whole strategy is compared with
+            saved_against = record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
+        self.fleet.note(model.alias, latency_s=entry.latency_s, cost=0, upper=0)
+        self._budgets.book(
+            record.tenant, model.alias, cost_micros=entry.cost_micros, prompt_tokens=tokens.prompt,
+            completion_tokens=tokens.completion,
+            master_cost=saved_against if master is not None else entry.cost_micros,
+        )  # fmt: skip
 
     def finish_stream(self, stream: "OpenStream", outcome: str) -> None:
         """Accounts for a stream that has ended, whole or not. The second call does nothing."""
@@ -150,10 +257,9 @@ class Completions:
         self._account(work, call, tokens)
         self._end(work, outcome)
 
-    async def _guarded(self, work: Work, call: Callable[..., Any]) -> Any:
-        request = work.request
-        self._governance.admit(request.tenant)
-        return await self._first_that_answers(work, self._decide(work), call)
+    def _admitted(self, work: Work) -> Decision:
+        self._governance.admit(work.request.tenant)
+        return self._decide(work, explore=self._explore)
 
     def _begin(self, request: Request) -> Work:
         record = Record(
@@ -162,18 +268,23 @@ class Completions:
         )  # fmt: skip
         return Work(request, record)
 
-    def _decide(self, work: Work) -> Decision:
-        decision = decide(work.request, self.fleet.states(), dial=self._governance.dial)
-        record = work.record
+    def _decide(self, work: Work, *, explore: float) -> Decision:
+        request, record = work.request, work.record
+        estimate = self._gate.estimate(request.question) if self._gate is not None and request.wants_auto else None
+        situation = Situation(
+            dial=self._governance.dial, pressure=self._budgets.pressure(request.tenant), explore=explore,
+            estimate=estimate,
+        )  # fmt: skip
+        decision = decide(request, self.fleet.states(), situation, self._rng)
+        record.propensity = decision.propensity
         record.strategy, record.chosen_model = decision.strategy, decision.chosen.model.alias
         record.domain, record.reason, record.candidates = decision.domain, decision.reason, decision.candidates
         record.degraded += decision.degraded
         work.decision = decision
         return decision
 
-    async def _first_that_answers(self, work: Work, decision: Decision, call: Callable[..., Any]) -> Any:
+    async def _first_that_answers(self, work: Work, options: Sequence[Option], call: Callable[..., Any]) -> Any:
         """Tries the options in turn. Only a request for `auto` has more than one."""
-        options = decision.options
         for i, option in enumerate(options):
             rest = options[i + 1 :]
             try:
@@ -242,7 +353,10 @@ class Completions:
         self, work: Work, model: Model, endpoint: Endpoint, body: bytes, call: Callable[..., Any], *, patient: bool
     ) -> Any:
         breaker = self.fleet.breaker(model.alias, endpoint)
-        entry = Call(model.alias, f"{endpoint.number}:{endpoint.host}", time.time(), model=endpoint.model)
+        entry = Call(
+            model.alias, f"{endpoint.number}:{endpoint.host}", time.time(), role=work.role, model=endpoint.model,
+            prompt_version=work.prompt_version,
+        )  # fmt: skip
         work.record.calls.append(entry)
         called = self.clock()
         breaker.begin()
@@ -270,6 +384,14 @@ class Completions:
     async def _plain_call(
         self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
     ) -> Answer:
+        raw, parsed = await self._read_answer(work, model, endpoint, body, entry, patient)
+        self._account(work, entry, _tokens(parsed.get("usage"), work.request, _answer_bytes(parsed)))
+        self._end(work, "OK")
+        return Answer(work, raw, parsed)
+
+    async def _read_answer(
+        self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
+    ) -> tuple[bytes, dict[str, Any]]:
         limits = model.timeouts
         called = self.clock()
         left_s = self._time_left(work.request)
@@ -285,13 +407,10 @@ class Completions:
             self._time_left(work.request)
             raise _AttemptFailed(str(error)) from error
         parsed = _checked_answer(response, raw)
-        breaker = self.fleet.breaker(model.alias, endpoint)
-        breaker.succeed()
+        self.fleet.breaker(model.alias, endpoint).succeed()
         entry.latency_s = self.clock() - called
         entry.model = text_of(parsed.get("model")) or entry.model
-        self._account(work, entry, _tokens(parsed.get("usage"), work.request, _answer_bytes(parsed)))
-        self._end(work, "OK")
-        return Answer(work, raw, parsed)
+        return raw, parsed
 
     async def _open_stream(
         self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
@@ -360,13 +479,15 @@ class Completions:
         if record.chosen_model != model.alias:
             record.chosen_model = model.alias
 
-    def _fail(self, work: Work, error: BaseException) -> None:
+    def fail(self, work: Work, error: BaseException) -> None:
+        """Accounts for a request that ends without an answer."""
         outcome = _outcome_of(error)
         if outcome in ("CANCELLED", "DEADLINE_PASSED") and work.option is not None and work.record.calls:
             # the model server has read the prompt and will ask for its price
             prompt_only = Tokens(work.request.prompt.expected, 0, estimated=True)
-            self._account(work, work.record.calls[-1], prompt_only)
-        work.hold.settle(0)
+            if work.option.strategy == SINGLE:
+                self._account(work, work.record.calls[-1], prompt_only)
+        work.hold.settle(work.record.cost_micros)
         self._end(work, outcome)
 
     def _end(self, work: Work, outcome: str) -> None:
@@ -605,3 +726,7 @@ def _outcome_of(error: BaseException) -> str:
 def _close(response: UpstreamResponse | None) -> None:
     if response is not None:
         response.close()
+
+
+def _nobody_listens(role: str, note: str) -> None:
+    """Progress of a strategy whose client waits for the whole answer."""

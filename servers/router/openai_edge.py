@@ -7,6 +7,7 @@ object, a stream one more chunk before `[DONE]`.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 import orjson
@@ -23,12 +24,13 @@ from hivemind.servers.common.context import (
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field
 from hivemind.servers.common.interceptors import CallPolicy, check_key, overloaded
 from hivemind.servers.router.answers import about, error_event, headers, openai_error, whole_headers
-from hivemind.servers.router.completion import Completions, OpenStream, UpstreamRefused, too_long
+from hivemind.servers.router.completion import Answer, Completions, OpenStream, UpstreamRefused, too_long
 from hivemind.servers.router.json_splice import append_member
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.openai_request import ChatRequest, read_chat_request
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.sse import error_text, is_usage_only, text_of
+from hivemind.servers.router.strategy_calls import Progress, StrategyStream
 
 _log = structlog.get_logger()
 
@@ -120,6 +122,9 @@ class OpenAIEdge:
 
     async def _stream(self, request: Request, send: Send, client: "_ClientWatch", *, withhold_usage: bool) -> None:
         stream = await self._completions.stream(request)
+        if isinstance(stream, StrategyStream):
+            await _relay_strategy(stream, send, client, withhold_usage=withhold_usage)
+            return
         outcome = "CANCELLED"
         try:
             lines = [_EVENTS, _NO_CACHE, *headers(stream.work.record)]
@@ -157,7 +162,9 @@ class OpenAIEdge:
             deadline=arrived + self._policy.deadline_s,
             max_tokens=chat.max_tokens,
             choices=chat.choices,
+            messages=chat.messages,
             tools=chat.tools,
+            single_only=chat.single_only or chat.images,
             images=chat.images,
             stream=chat.stream,
             refuse_on_budget=chat.refuse_on_budget,
@@ -226,6 +233,43 @@ async def _relay(stream: OpenStream, send: Send, *, withhold_usage: bool) -> Non
             body = b"".join(e for e, parsed in batch if not (withhold_usage and parsed and is_usage_only(parsed)))
         if body:
             await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _relay_strategy(stream: StrategyStream, send: Send, client: "_ClientWatch", *, withhold_usage: bool) -> None:
+    """Comments while a strategy works, then its answer as chunks. An error after the first byte is told in band."""
+    record = stream.work.record
+    await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS, _NO_CACHE, *headers(record)]})
+    last = b""
+    try:
+        async with aclosing(stream.events()) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    note = " ".join(f"{event.role}: {event.note}".split())
+                    await send({"type": "http.response.body", "body": f": {note}\n\n".encode(), "more_body": True})
+                elif event is None:
+                    await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+                else:
+                    last = _as_chunks(event, usage=not withhold_usage)
+    except MeshError as error:
+        last = error_event(error, record.request_id)
+    client.disarm()
+    await send({"type": "http.response.body", "body": last})
+
+
+def _as_chunks(answer: Answer, *, usage: bool) -> bytes:
+    """A whole answer as the events of a stream, `[DONE]` included."""
+    parsed = answer.parsed
+    head = {k: parsed[k] for k in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    choice = parsed["choices"][0]
+    delta = {"role": "assistant", "content": choice["message"]["content"]}
+    chunks: list[dict[str, Any]] = [
+        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
+        {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]},
+    ]
+    if usage:
+        chunks.append({**head, "choices": [], "usage": parsed["usage"]})
+    chunks.append({**head, "choices": [], "hivemind": about(answer.work.record, text_of(parsed["model"]))})
+    return b"".join(b"data: %b\n\n" % orjson.dumps(chunk) for chunk in chunks) + _DONE
 
 
 def _last_chunk(stream: OpenStream) -> bytes:

@@ -26,6 +26,8 @@ class ChatRequest:
     body: Body
     prompt: PromptSize
     prompt_sha256: str
+    messages: list[Any]
+    single_only: bool
     stream: bool
     withhold_usage: bool
     max_tokens: int | None
@@ -58,6 +60,8 @@ def read_chat_request(raw: bytes) -> ChatRequest:
         body=Body(raw, members, include_usage),
         prompt=prompt_size(len(raw), len(messages), images),
         prompt_sha256=hashlib.sha256(orjson.dumps(messages)).hexdigest(),
+        messages=messages,
+        single_only=_single_only(data),
         stream=stream,
         withhold_usage=withhold,
         max_tokens=max(limits) if limits else None,
@@ -81,6 +85,12 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     if b"\\u0000" in raw and _has_nul(data):
         raise MeshError("MALFORMED_REQUEST", "the body must not contain the character NUL")
     return data
+
+
+def _single_only(data: dict[str, Any]) -> bool:
+    """Whether the request asks for what only one call can give."""
+    asked = any(data.get(k) for k in ("tools", "functions", "logprobs", "response_format"))
+    return asked or (data.get("n") or 1) > 1
 
 
 def _has_nul(value: Any) -> bool:

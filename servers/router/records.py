@@ -33,6 +33,7 @@ class Call:
     endpoint: str
     start: float
     role: str = "worker"
+    prompt_version: str = ""
     model: str = ""
     adapter: str = ""
     latency_s: float = 0.0

@@ -1,6 +1,8 @@
 """A request as the Router's core sees it, whatever door it came through."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hivemind.servers.router.json_splice import BodyTemplate, Member, make_template
 from hivemind.servers.router.tokens import PromptSize
@@ -58,7 +60,10 @@ class Request:
     deadline: float
     max_tokens: int | None = None
     choices: int = 1
+    messages: Sequence[Any] = ()
     tools: bool = False
+    single_only: bool = False
+    """Tools, n > 1, logprobs or response_format: what a strategy of several calls could not give back."""
     images: bool = False
     stream: bool = False
     refuse_on_budget: bool = False
@@ -70,3 +75,19 @@ class Request:
     def wants_auto(self) -> bool:
         """Whether the Router may choose."""
         return self.model in ("", "auto")
+
+    @property
+    def question(self) -> str:
+        """The text of the last message of the user, for the quality gate."""
+        for message in reversed(self.messages):
+            if message.get("role") == "user":
+                return text_of(message.get("content"))
+        return ""
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, which may be a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))

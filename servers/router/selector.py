@@ -1,22 +1,47 @@
-"""StrategySelector: which model and strategy answers a request. Pure; no I/O.
+"""StrategySelector: which strategy and model answers a request. Pure; no I/O, microseconds.
 
-This first version knows the strategy `single` and ranks by availability, context length, price and hints. Quality is
-not estimated yet, so no candidate carries one.
+Every option has an expected quality, an upper cost and an expected time. For `auto` the one with the largest utility
+
+    quality - lambda * cost / reference - mu * seconds
+
+is taken; `reference` is the cost of the dearest single call that fits, so that lambda says how much quality a whole
+such call is worth: 0.6 * (1 - dial)^2, doubled while the tenant's budget is short. What a strategy of several calls
+adds to one call's quality is an assumption (LIFT), scaled by 4p(1-p): where a model is always or never right, asking
+again changes nothing.
 """
 
-from collections.abc import Mapping
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from hivemind.servers.common.catalogue import EVERY_ALIAS, MASTER, Model
+from hivemind.servers.common.catalogue import COURIER, EVERY_ALIAS, MASTER, Model
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field
+from hivemind.servers.router.gate.model import FAR_GAIN, Estimate
 from hivemind.servers.router.records import Candidate
 from hivemind.servers.router.request import Request
 
-STRATEGIES: Final = ("single", "cascade", "vote", "committee", "debate", "clone_dispatch")
-BUILT: Final = ("single",)
-STRONG_ABOVE: Final = 0.5
-"""From a dial or difficulty above this the strongest model comes first, else the cheapest."""
+SINGLE: Final = "single"
+STRATEGIES: Final = (SINGLE, "cascade", "vote", "committee", "debate", "clone_dispatch")
+INNER_TOKENS: Final = 256
+"""Most tokens of a call inside a strategy."""
+INNER_BYTES: Final = 6_000
+"""Most bytes that a role's instructions and quoted answers add to the prompt of such a call."""
+VOTES: Final = 5
+PROPOSERS: Final = 3
+ROUNDS: Final = 2
+ITEMS_MAX: Final = 8
+LIFT: Final[Mapping[str, float]] = {"vote": 0.05, "committee": 0.08, "debate": 0.06, "clone_dispatch": 0.02}
+"""Expected gain at p = 0.5, cautious readings of self-consistency, Mixture-of-Agents and multi-agent debate."""
+THOROUGH_ABOVE: Final = 0.6
+"""`auto` takes several calls of a model only where dial or difficulty are above this."""
+UNKNOWN: Final = Estimate(weak=0.6, strong=0.8, unknown=0.5, domain="general")
+_LAMBDA: Final = 0.6
+_MU: Final = 0.003
+_CASCADE_SKILL: Final = 0.3
+_EXPLORE_MICROS: Final = 1_000
+_DIFFICULTY: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +56,32 @@ class ModelState:
 
 
 @dataclass(frozen=True, slots=True)
+class Situation:
+    """What a decision depends on besides the request and the models.
+
+    `dial`: the Governor's in [0,1]; `pressure`: 1 while the tenant's budget is short; `explore`: the share of requests
+    that try the runner-up; `estimate`: None where the gate was not asked.
+    """
+
+    dial: float = 0.5
+    pressure: float = 0.0
+    explore: float = 0.0
+    estimate: Estimate | None = None
+    allowed_models: frozenset[str] = frozenset()
+    allowed_strategies: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
-    """One way to answer: the model, and the upper estimate of what it costs in micro-USD."""
+    """One way to answer, and the upper estimate of what it costs in micro-USD. `team`: the proposers of a committee."""
 
     model: Model
     cost_micros: int
+    strategy: str = SINGLE
+    team: tuple[Model, ...] = ()
+    quality: float | None = None
+    latency_s: float | None = None
+    available: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +94,7 @@ class Decision:
     candidates: tuple[Candidate, ...]
     domain: str
     degraded: tuple[str, ...] = ()
+    propensity: float = 1.0
 
     @property
     def chosen(self) -> Option:
@@ -55,29 +102,33 @@ class Decision:
         return self.options[0]
 
 
-def decide(request: Request, states: Mapping[str, ModelState], *, dial: float) -> Decision:
-    """Decides. `dial` is the Governor's quality dial in [0,1]; raises MeshError where nothing can answer."""
-    _check_strategy(request)
+def decide(
+    request: Request, states: Mapping[str, ModelState], situation: Situation, rng: random.Random | None = None
+) -> Decision:
+    """Decides. Without `rng` nothing is explored. MeshError where nothing can answer."""
+    _check_strategy(request, situation)
     named = not request.wants_auto
+    if named and not request.hints.strategy:
+        return _named_single(request, _named(request, states), situation)
     pool = [_named(request, states)] if named else [s for s in states.values() if s.model.auto]
     rejected: list[Candidate] = []
-    fitting: list[tuple[ModelState, Option]] = []
-    for state in pool:
-        cost = upper_cost(request, state)
-        problem = _problem(request, state, cost, named=named)
+    fitting: list[Option] = []
+    for option in _options(request, pool, states, situation):
+        problem = _problem(request, option, situation, named=named)
         if problem:
-            rejected.append(_candidate(state, cost, problem))
+            rejected.append(_candidate(option, problem))
         else:
-            fitting.append((state, Option(state.model, cost)))
+            fitting.append(option)
     if not fitting:
         raise _nothing_fits(request, rejected, named=named)
-    strong = _wants_strong(request, dial)
-    ranked = sorted(fitting, key=lambda pair: _rank(pair[0], pair[1], strong=strong))
-    return _decision(request, ranked, rejected, states, strong=strong)
+    worth = _utilities(fitting, _lambda(request, situation))
+    ranked = sorted(fitting, key=lambda o: (not o.available, -worth[id(o)], o.cost_micros, o.model.alias))
+    ranked, propensity = _explored(ranked, situation.explore, rng)
+    return _decision(request, ranked, rejected, states, situation, propensity)
 
 
 def upper_cost(request: Request, state: ModelState) -> int:
-    """The most that a call of this model may cost, in micro-USD."""
+    """The most that one call of this model for the request itself may cost, in micro-USD."""
     model = state.model
     if model.free:
         return 0
@@ -85,25 +136,133 @@ def upper_cost(request: Request, state: ModelState) -> int:
     return int(model.cost_micros(request.prompt.upper, answer) * state.cost_ratio) + 1
 
 
-def _rank(state: ModelState, option: Option, *, strong: bool) -> tuple[bool, float, float, str]:
-    price = state.model.input_price + state.model.output_price
-    latency = state.latency_s or 0.0
-    return (not state.available, -price if strong else price, latency, state.model.alias)
+def inner_cost(request: Request, model: Model, cost_ratio: float = 1.0) -> int:
+    """The most that a call inside a strategy may cost, in micro-USD."""
+    if model.free:
+        return 0
+    return int(model.cost_micros(request.prompt.upper + INNER_BYTES, inner_tokens(request)) * cost_ratio) + 1
 
 
-def _wants_strong(request: Request, dial: float) -> bool:
-    wish = dial if request.hints.quality_dial is None else request.hints.quality_dial
-    return max(wish, request.hints.difficulty or 0.0) > STRONG_ABOVE
+def inner_tokens(request: Request) -> int:
+    """Most tokens of a call inside a strategy for this request."""
+    return min(INNER_TOKENS, request.max_tokens or INNER_TOKENS)
 
 
-def _check_strategy(request: Request) -> None:
+def _options(
+    request: Request, pool: Sequence[ModelState], states: Mapping[str, ModelState], situation: Situation
+) -> Iterator[Option]:
+    quality = _qualities(request, pool, situation.estimate)
+    wanted = (request.hints.strategy,) if request.hints.strategy else STRATEGIES
+    judge = next((states[a] for a in ("judge", "arbiter", MASTER) if a in states), None)
+    for state in pool:
+        p = quality[state.model.alias]
+        for strategy in wanted:
+            option = _option(strategy, request, state, p, pool, judge, quality)
+            if option is not None:
+                yield option
+
+
+def _option(
+    strategy: str,
+    request: Request,
+    state: ModelState,
+    p: float,
+    pool: Sequence[ModelState],
+    judge: ModelState | None,
+    quality: Mapping[str, float],
+) -> Option | None:
+    model, spread, seconds = state.model, 4 * p * (1 - p), state.latency_s
+    inner = inner_cost(request, model, state.cost_ratio)
+    judging = inner_cost(request, judge.model, judge.cost_ratio) if judge is not None else 0
+    if strategy == SINGLE:
+        return Option(model, upper_cost(request, state), SINGLE, (), p, seconds, state.available)
+    if strategy == "cascade":
+        strong = max(pool, key=lambda s: s.model.input_price + s.model.output_price)
+        if strong is state or len(pool) < 2:
+            return None
+        best = quality[strong.model.alias]
+        share = 1 - p
+        reached = p + (best - p) * (share + _CASCADE_SKILL * share * (1 - share))
+        cost = upper_cost(request, state) + upper_cost(request, strong)
+        return Option(model, cost, strategy, (strong.model,), reached, _times(seconds, 1.5), state.available)
+    better = min(0.99, p + LIFT[strategy] * spread)
+    if strategy == "vote":
+        return Option(model, VOTES * inner, strategy, (), better, _times(seconds, 2), state.available)
+    if strategy == "committee":
+        others = [s.model for s in pool if s is not state and s.available]
+        team = tuple([model, *others][i % (1 + len(others))] for i in range(PROPOSERS))
+        cost = sum(inner_cost(request, m) for m in team) + 6 * judging + inner
+        return Option(model, cost, strategy, team, better, _times(seconds, 4), state.available)
+    if strategy == "debate":
+        return Option(model, PROPOSERS * ROUNDS * inner, strategy, (), better, _times(seconds, 3), state.available)
+    items = len(request.hints.subtasks) or ITEMS_MAX
+    return Option(model, (items + 2) * inner, strategy, (), better, _times(seconds, 3), state.available)
+
+
+def _times(seconds: float | None, factor: float) -> float | None:
+    return None if seconds is None else seconds * factor
+
+
+def _qualities(request: Request, pool: Sequence[ModelState], estimate: Estimate | None) -> dict[str, float]:
+    """P(good enough) by alias: courier and master by the gate, others between them by price."""
+    known = estimate or UNKNOWN
+    weak = (1 - known.unknown) * known.weak + known.unknown * min(known.weak, max(0.05, known.strong - FAR_GAIN))
+    strong, hard = known.strong, (request.hints.difficulty if request.hints.difficulty is not None else 0.5) - 0.5
+    weak, strong = _shift(weak, -_DIFFICULTY * hard), _shift(strong, -_DIFFICULTY / 4 * hard)
+    order = sorted(pool, key=lambda s: (s.model.input_price + s.model.output_price, s.model.alias))
+    last = max(1, len(order) - 1)
+    found = {s.model.alias: weak + (strong - weak) * i / last for i, s in enumerate(order)}
+    fixed = {COURIER: weak, MASTER: strong}
+    return {alias: fixed.get(alias, p) for alias, p in found.items()}
+
+
+def _shift(p: float, by: float) -> float:
+    p = min(0.99, max(0.01, p))
+    return 1 / (1 + math.exp(-(math.log(p / (1 - p)) + by)))
+
+
+def _dial(request: Request, situation: Situation) -> float:
+    return situation.dial if request.hints.quality_dial is None else request.hints.quality_dial
+
+
+def _lambda(request: Request, situation: Situation) -> float:
+    return _LAMBDA * (1 - _dial(request, situation)) ** 2 * (1 + situation.pressure)
+
+
+def _utilities(options: Sequence[Option], weight: float) -> dict[int, float]:
+    singles = [o.cost_micros for o in options if o.strategy == SINGLE] or [o.cost_micros for o in options]
+    reference = max(1, *singles)
+    return {
+        id(o): (o.quality or 0.0) - weight * o.cost_micros / reference - _MU * (o.latency_s or 0.0) for o in options
+    }
+
+
+def _explored(ranked: list[Option], rate: float, rng: random.Random | None) -> tuple[list[Option], float]:
+    """Now and then the runner-up among single calls goes first, where that costs little; with its propensity."""
+    first = ranked[0]
+    others = [
+        o for o in ranked[1:]
+        if o.strategy == SINGLE and o.available and o.cost_micros - first.cost_micros <= _EXPLORE_MICROS
+    ]  # fmt: skip
+    if rng is None or rate <= 0 or first.strategy != SINGLE or not others:
+        return ranked, 1.0
+    if rng.random() >= rate:
+        return ranked, 1.0 - rate
+    return [others[0], *(o for o in ranked if o is not others[0])], rate
+
+
+def _check_strategy(request: Request, situation: Situation) -> None:
     strategy = request.hints.strategy
     if strategy and strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise invalid_field("hints.strategy", f"{strategy!r} is none of {known}", reason="UNKNOWN_STRATEGY")
-    if strategy and strategy not in BUILT:
-        description = f"{strategy} is not built yet in this version; built: {', '.join(BUILT)}"
-        raise invalid_field("hints.strategy", description, reason="HINTS_NOT_MET")
+    if request.single_only and strategy not in ("", SINGLE, "cascade"):
+        text = f"{strategy} cannot be combined with tools, n > 1, logprobs, response_format or images; use single"
+        raise invalid_field("hints.strategy", text, reason="HINTS_NOT_MET")
+    if strategy and situation.allowed_strategies and strategy not in situation.allowed_strategies:
+        raise invalid_field("hints.strategy", f"the policy does not allow {strategy}", reason="HINTS_NOT_MET")
+    if len(request.hints.subtasks) > ITEMS_MAX:
+        raise invalid_field("hints.subtasks", f"must hold at most {ITEMS_MAX} texts")
 
 
 def _named(request: Request, states: Mapping[str, ModelState]) -> ModelState:
@@ -119,67 +278,124 @@ def _named(request: Request, states: Mapping[str, ModelState]) -> ModelState:
     return state
 
 
-def _problem(request: Request, state: ModelState, cost: int, *, named: bool) -> str:
-    """Why a model cannot take the request; empty if it can."""
-    model, hints = state.model, request.hints
+def _named_single(request: Request, state: ModelState, situation: Situation) -> Decision:
+    """The hot path: one model, asked for by name, one call."""
+    option = Option(state.model, upper_cost(request, state), SINGLE, (), None, state.latency_s, state.available)
+    problem = _problem(request, option, situation, named=True)
+    if problem:
+        raise _nothing_fits(request, [_candidate(option, problem)], named=True)
+    return Decision(
+        SINGLE, (option,), f"{request.model} was asked for by name.", (_candidate(option, ""),),
+        request.hints.domain or "general",
+    )  # fmt: skip
+
+
+def _problem(request: Request, option: Option, situation: Situation, *, named: bool) -> str:
+    """Why an option cannot take the request; empty if it can."""
+    model, hints, multiple = option.model, request.hints, option.strategy not in (SINGLE, "cascade")
     needed = request.prompt.expected + (request.max_tokens or 1)
+    if multiple:
+        needed += INNER_BYTES // 4 + INNER_TOKENS
     if needed > model.context_tokens:
         return f"about {needed} tokens do not fit its context of {model.context_tokens}"
-    if hints.max_cost_micros is not None and cost > hints.max_cost_micros:
-        return f"its upper cost of {cost} micro-USD is above max_cost_micros"
-    if hints.max_latency_s is not None and state.latency_s is not None and state.latency_s > hints.max_latency_s:
-        return f"it takes about {state.latency_s:.1f} s, longer than max_latency"
+    if situation.allowed_models and model.alias not in situation.allowed_models:
+        return f"the policy does not allow {model.alias}"
+    if situation.allowed_strategies and option.strategy not in situation.allowed_strategies:
+        return f"the policy does not allow {option.strategy}"
+    if hints.max_cost_micros is not None and option.cost_micros > hints.max_cost_micros:
+        return f"its upper cost of {option.cost_micros} micro-USD is above max_cost_micros"
+    if hints.max_latency_s is not None and option.latency_s is not None and option.latency_s > hints.max_latency_s:
+        return f"it takes about {option.latency_s:.1f} s, longer than max_latency"
     if request.images and not model.images:
         return "it takes no images"
     if request.tools and not model.tools and not named:
         return "it takes no tools"
-    return ""
+    if request.single_only and multiple:
+        return "tools, n, logprobs and response_format need a single call"
+    return "" if hints.strategy else _not_by_itself(request, option, situation)
 
 
-def _candidate(state: ModelState, cost: int, rejected_because: str) -> Candidate:
-    return Candidate("single", state.model.alias, cost, latency_s=state.latency_s, rejected_because=rejected_because)
+def _not_by_itself(request: Request, option: Option, situation: Situation) -> str:
+    """Why `auto` does not take an option that nobody asked for."""
+    if option.strategy == SINGLE:
+        return ""
+    if option.strategy == "cascade":
+        return "a stream cannot take back what it has sent" if request.stream else ""
+    if option.strategy == "clone_dispatch" and not request.hints.subtasks:
+        return "no subtasks were named"
+    wish = max(_dial(request, situation), request.hints.difficulty or 0.0)
+    return "" if wish > THOROUGH_ABOVE else f"neither dial nor difficulty are above {THOROUGH_ABOVE:g}"
+
+
+def _candidate(option: Option, rejected_because: str) -> Candidate:
+    return Candidate(
+        option.strategy, option.model.alias, option.cost_micros, option.quality, option.latency_s, rejected_because
+    )
 
 
 def _decision(
     request: Request,
-    ranked: list[tuple[ModelState, Option]],
+    ranked: list[Option],
     rejected: list[Candidate],
     states: Mapping[str, ModelState],
-    *,
-    strong: bool,
+    situation: Situation,
+    propensity: float,
 ) -> Decision:
-    first, _ = ranked[0]
-    order = "the strongest" if strong else "the cheapest"
-    if not request.wants_auto:
-        reason = f"{request.model} was asked for by name."
-    elif len(ranked) == 1:
-        reason = f"{first.model.alias} is the only model that can take the request."
-    else:
-        reason = f"{first.model.alias} is {order} of {len(ranked)} models that can take the request."
-    late = f"not {order}" if first.available else "not available"
-    candidates = [_candidate(first, ranked[0][1].cost_micros, "")]
-    candidates += [
-        _candidate(s, o.cost_micros, f"comes after {first.model.alias}: {late if s.available else 'not available'}")
-        for s, o in ranked[1:]
-    ]
+    first, rest = ranked[0], ranked[1:]
+    candidates = [_candidate(first, "")]
+    for option in rest:
+        why = "its utility is lower" if option.available else "not available"
+        candidates.append(_candidate(option, f"comes after {first.strategy} by {first.model.alias}: {why}"))
     degraded = []
     if request.wants_auto and MASTER not in states:
         degraded.append("no master model is configured")
+    estimate = situation.estimate
     return Decision(
-        strategy="single",
-        options=tuple(o for _, o in ranked),
-        reason=reason,
+        strategy=first.strategy,
+        options=(first, *(o for o in rest if o.strategy == SINGLE)),
+        reason=_reason(request, first, rest, situation, explored=propensity < 0.5),
         candidates=(*candidates, *rejected),
-        domain=request.hints.domain or "general",
+        domain=request.hints.domain or (estimate.domain if estimate is not None else "general"),
         degraded=tuple(degraded),
+        propensity=propensity,
+    )
+
+
+def _reason(request: Request, first: Option, rest: Sequence[Option], situation: Situation, *, explored: bool) -> str:
+    """One sentence that a person can check against the candidates."""
+    alias, estimate = first.model.alias, situation.estimate
+    if request.hints.strategy:
+        return f"{first.strategy} was asked for; {alias} is the best model for it."
+    if not rest:
+        return f"{alias} is the only model that can take the request."
+    if explored:
+        return f"{alias} was tried as an exploration; {rest[0].model.alias} would have been taken."
+    other = next((o for o in rest if o.model is not first.model), rest[0])
+    known = f"a question of {estimate.domain}" if estimate is not None else "this request"
+    doubt = " (little is known of this domain)" if estimate is not None and estimate.unknown > 0.5 else ""
+    gap = (other.quality or 0.0) - (first.quality or 0.0)
+    dial = _dial(request, situation)
+    if not other.available:
+        return f"{alias} answers because {other.model.alias} is not available."
+    if gap > 0:
+        price = "costs less" if first.cost_micros < other.cost_micros else "is faster"
+        verdict = f"{other.model.alias} would be right {gap:+.0%} more often, too little for dial {dial:g}"
+        return f"For {known}{doubt} {alias} is right about {first.quality:.0%} of the time and {price}; {verdict}."
+    return (
+        f"For {known}{doubt} {first.strategy} by {alias} is right about {first.quality:.0%} of the time, "
+        f"{other.model.alias} {other.quality:.0%}; at dial {dial:g} that is worth its price."
     )
 
 
 def _nothing_fits(request: Request, rejected: list[Candidate], *, named: bool) -> MeshError:
     if not rejected:
+        if request.hints.strategy:
+            text = f"{request.hints.strategy} needs more models than are configured or named"
+            return invalid_field("hints.strategy", text, reason="HINTS_NOT_MET")
         return MeshError("NO_MODEL_AVAILABLE", "no model is configured for auto; see [models.courier] in hivemind.toml")
-    text = "; ".join(f"{c.alias}: {c.rejected_because}" for c in rejected)
-    if all("fit its context" in c.rejected_because for c in rejected):
+    told = [c for c in rejected if _telling(c, rejected)]
+    text = "; ".join(f"{c.strategy} by {c.alias}: {c.rejected_because}" for c in told)
+    if all("fit its context" in c.rejected_because for c in told):
         return invalid_field("messages", text, reason="CONTEXT_LENGTH_EXCEEDED")
     if any("images" in c.rejected_because for c in rejected):
         return invalid_field("messages", text)
@@ -188,6 +404,13 @@ def _nothing_fits(request: Request, rejected: list[Candidate], *, named: bool) -
         fields.append(Violation("hints.max_cost_micros", text))
     if any("max_latency" in c.rejected_because for c in rejected):
         fields.append(Violation("hints.max_latency", text))
+    if any("the policy" in c.rejected_because for c in rejected):
+        fields.append(Violation("model" if named else "x-hivemind-policy", text))
     if not fields:
         fields.append(Violation("model" if named else "messages", text))
     return MeshError("HINTS_NOT_MET", text, violations=tuple(fields))
+
+
+def _telling(candidate: Candidate, rejected: Sequence[Candidate]) -> bool:
+    """Single calls say why; the others only where no single call was looked at."""
+    return candidate.strategy == SINGLE or all(c.strategy != SINGLE for c in rejected)

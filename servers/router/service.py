@@ -1,7 +1,8 @@
 """The Router's RPCs: messages in, the core, messages out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, Final
 
 from hivemind.servers.common.context import current_call
@@ -12,6 +13,7 @@ from hivemind.servers.router.completion import Completions, OpenStream, Upstream
 from hivemind.servers.router.ports import RecordStore
 from hivemind.servers.router.records import Record, Recorder
 from hivemind.servers.router.sse import delta_text
+from hivemind.servers.router.strategy_calls import Progress, StrategyStream
 from hivemind.v1 import router_pb2, router_pb2_grpc
 
 RECORD_WAIT_S: Final = 1.0
@@ -48,10 +50,27 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         except MeshError as error:
             yield _error_message(error)
             raise
-        async for message in self._relay(stream):
-            yield message
+        relay = self._relay_strategy(stream) if isinstance(stream, StrategyStream) else self._relay(stream)
+        async with aclosing(relay) as messages:
+            async for message in messages:
+                yield message
 
-    async def _relay(self, stream: OpenStream) -> AsyncIterator[router_pb2.StreamCompleteResponse]:
+    async def _relay_strategy(self, stream: StrategyStream) -> AsyncGenerator[router_pb2.StreamCompleteResponse, None]:
+        try:
+            async with aclosing(stream.events()) as events:
+                async for event in events:
+                    if isinstance(event, Progress):
+                        step = router_pb2.Progress(role=event.role, note=event.note)
+                        yield router_pb2.StreamCompleteResponse(progress=step)
+                    elif event is not None:
+                        final = translate.response_of(event.work.record, event.parsed)
+                        yield router_pb2.StreamCompleteResponse(delta=final.message.content)
+                        yield router_pb2.StreamCompleteResponse(final=final)
+        except MeshError as error:
+            yield _error_message(error)
+            raise
+
+    async def _relay(self, stream: OpenStream) -> AsyncGenerator[router_pb2.StreamCompleteResponse, None]:
         outcome, pieces = "CANCELLED", []
         try:
             async for batch in stream.batches():

@@ -179,6 +179,11 @@ class BudgetBook:
         pool.held += amount
         return Hold(amount, pool)
 
+    def pressure(self, tenant: str) -> float:
+        """1 while the Governor has lately refused this tenant money, else 0."""
+        pool = self._pools.get(tenant)
+        return float(pool is not None and pool.refusal is not None and self._clock() < pool.refused_until)
+
     def book(
         self, tenant: str, alias: str, *, cost_micros: int, prompt_tokens: int, completion_tokens: int, master_cost: int
     ) -> None:

@@ -47,6 +47,7 @@ def request_of(
         arrived=now,
         created=time.time(),
         deadline=now + (_DEADLINE_S if time_left is None else time_left),
+        messages=_messages(message),
         max_tokens=message.max_tokens or None,
         stream=surface == "STREAM_COMPLETE",
         refuse_on_budget=message.on_budget == router_pb2.CompleteRequest.REFUSE,
@@ -272,6 +273,7 @@ def _call(call: Call) -> router_pb2.ModelCall:
         usage=_usage(call.usage),
         cost_micros=call.cost_micros,
         error=call.error,
+        prompt_version=call.prompt_version,
     )
     if call.first_token_s is not None:
         message.first_token_latency.CopyFrom(_duration(call.first_token_s))

@@ -234,6 +234,7 @@ def test_a_breaking_change_is_noticed(tmp_path: Path) -> None:
 def test_the_package_list_equals_the_folders() -> None:
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     servers = [p.name for p in (ROOT / "servers").iterdir() if (p / "__init__.py").exists()]
+    servers += [f"{p.parent.parent.name}.{p.parent.name}" for p in (ROOT / "servers").glob("*/*/__init__.py")]
     expected = {"hivemind.cli", "hivemind.envoy", "hivemind.servers", "hivemind.training", "hivemind.v1"}
 
     assert set(setup["packages"]) == expected | {f"hivemind.servers.{s}" for s in servers}

@@ -19,6 +19,7 @@ def catalogue(upstream: Upstream) -> str:
         refused = closed.getsockname()[1]
     tables = {name: [(upstream.base_url, name)] for name in SCRIPTS}
     tables["master"] = [(upstream.base_url, "ok")]
+    tables["judge"] = [(upstream.base_url, "panel")]
     tables["refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok")]
     tables["no_such_host"] = [("http://nothing.invalid/v1", "ok")]
     tables["bad_tls"] = [(f"https://127.0.0.1:{upstream.tls_port}/v1", "ok")]
@@ -30,7 +31,7 @@ def catalogue(upstream: Upstream) -> str:
     text = []
     for alias, endpoints in tables.items():
         lines = ", ".join(f'{{ base_url = "{url}", model = "{model}" }}' for url, model in endpoints)
-        priced = alias in ("master", "ok", "slow", "spaced", "patient_hang", "patient_hang_mid")
+        priced = alias in ("master", "ok", "slow", "spaced", "patient_hang", "patient_hang_mid", "panel")
         text += [
             f"[models.{alias}]",
             f"endpoints = [{lines}]",

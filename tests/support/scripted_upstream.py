@@ -8,6 +8,7 @@ that nobody has reason to trust.
 import asyncio
 import base64
 import json
+import math
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -272,6 +273,47 @@ def first(failing: Callable[[Call], Awaitable[None]]) -> Callable[[Call], Awaita
     return script
 
 
+def panel(third: Callable[[Call], Awaitable[None]] | None = None) -> Callable[[Call], Awaitable[None]]:
+    """Plays every role by its instructions: judges for the longer answer, merges, splits, proposes.
+
+    `third` is what every third proposal does instead.
+    """
+
+    async def script(call: Call) -> None:
+        last = str(call.data["messages"][-1]["content"])
+        if "compare two answers" in last:
+            first, second = (last.split(f"<<<{n}")[1].split(f"{n}>>>")[0] for n in (1, 2))
+            winner = "TIE" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+            await call.json(answer_of(json.dumps({"winner": winner, "reason": "it says more"})))
+        elif "Write the one best answer" in last:
+            await call.json(answer_of("Forty-two [1]."))
+        elif "Split the last message" in last:
+            await call.json(answer_of('Here: {"parts": ["What is six?", "What is seven?"]}'))
+        elif "Write the whole answer" in last:
+            await call.json(answer_of("Six and seven make forty-two."))
+        else:
+            turns = call.server.turns
+            turn = turns[call.seen.model] = turns.get(call.seen.model, 0) + 1
+            if third is not None and turn % 3 == 0:
+                await third(call)
+            else:
+                await call.json(answer_of(f"{'Because it is so. ' * turn}Answer: 42"))
+
+    return script
+
+
+def sure(probability: float) -> Callable[[Call], Awaitable[None]]:
+    """An answer whose tokens have this probability."""
+
+    async def script(call: Call) -> None:
+        body = answer_of("I think it is 41.")
+        logprob = {"token": "41", "logprob": math.log(probability), "top_logprobs": []}
+        body["choices"][0]["logprobs"] = {"content": [logprob] * 3}
+        await call.json(body)
+
+    return script
+
+
 SCRIPTS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "ok": ok, "slow": slow, "spaced": spaced, "flood": flood, "hang": hang, "hang_mid": hang_mid, "drip": drip,
     "truncated": truncated, "no_done": no_done, "no_finish": no_finish, "malformed": malformed,
@@ -279,7 +321,10 @@ SCRIPTS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "null_content": null_content, "odd_finish": odd_finish, "no_usage": no_usage, "tool_call": tool_call,
     "faithful": faithful, "bad_request": status(400), "unauthorized": status(401), "rate_limited": status(429),
     "error_500": status(500), "error_503": status(503), "long_retry": status(429, Retry_After="60"),
-    "first_429": first(status(429, Retry_After="1")), "first_500": first(status(500)), "first_503": first(status(503)),
+    "panel": panel(), "panel_refuses": panel(status(400)), "panel_hangs": panel(hang),
+    "sure": sure(0.95),
+    "unsure": sure(0.3), "first_429": first(status(429, Retry_After="1")), "first_500": first(status(500)),
+    "first_503": first(status(503)),
 }  # fmt: skip
 
 

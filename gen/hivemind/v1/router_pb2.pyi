@@ -698,6 +698,7 @@ class ModelCall(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    PROMPT_VERSION_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """The alias called."""
     role: _builtins.str
@@ -714,6 +715,8 @@ class ModelCall(_message.Message):
     """Cost in micro-USD."""
     error: _builtins.str
     """Why it failed; empty if it did not."""
+    prompt_version: _builtins.str
+    """The version of the role's instructions; empty where the client's messages went as they were."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -745,10 +748,11 @@ class ModelCall(_message.Message):
         usage: _common_pb2.Usage | None = ...,
         cost_micros: _builtins.int = ...,
         error: _builtins.str = ...,
+        prompt_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_latency", b"first_token_latency", "latency", b"latency", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "cost_micros", b"cost_micros", "endpoint", b"endpoint", "error", b"error", "first_token_latency", b"first_token_latency", "http_status", b"http_status", "latency", b"latency", "model", b"model", "role", b"role", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "cost_micros", b"cost_micros", "endpoint", b"endpoint", "error", b"error", "first_token_latency", b"first_token_latency", "http_status", b"http_status", "latency", b"latency", "model", b"model", "prompt_version", b"prompt_version", "role", b"role", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from hivemind.servers.router.gate.taxonomy import BUILTIN, OPTION, Taxonomy
 from hivemind.servers.router.gate.wordpiece import FIRST_WORD, Floats, PieceTable
 
+_COMPUTE: Final = (
+    r"\b(?:how (?:many|much)|calculate|compute|what is the value|find the|evaluate|simplify|solve|total)\b"
+)
 _COUNTED: Final = {
     "negation": r"\b(?:not|except|never|incorrect|least|false)\b",
-    "task_compute": r"\b(?:how (?:many|much)|calculate|compute|what is the value|find the|evaluate|simplify|solve|total)\b",
+    "task_compute": _COMPUTE,
     "numbered_claims": r"\b(?:statement|scenario|case) (?:1|i)\b",
     "blanks": r"_{2,}",
     "persons": r"\b(?:he|she|his|her|man|woman|him)\b",

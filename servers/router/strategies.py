@@ -1,0 +1,254 @@
+"""The strategies of several calls. Each gets a task and a Caller, and answers with one text; they know no transport."""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from hivemind.servers.common.catalogue import Model
+from hivemind.servers.router.judge import Judge
+from hivemind.servers.router.roles import Caller, Message, Reply, RoleFailed, instructed, prompt
+from hivemind.servers.router.selector import ITEMS_MAX, PROPOSERS, ROUNDS, VOTES
+
+TOP_K: Final = 2
+CONFIDENT_ABOVE: Final = 0.75
+"""Mean token probability from which a cascade keeps the first model's answer."""
+SAMPLING: Final = 0.7
+GRACE_LEAST_S: Final = 1.0
+_LATEST_SHARE: Final = 0.6
+_BOXED: Final = re.compile(r"\\boxed\{([^{}]*)\}")
+_ANSWER: Final = re.compile(r"\banswer\s*(?:is)?\s*[:=]?\s*\**\s*(.+)", re.I)
+_NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_CHOICE: Final = re.compile(r"^\W*([A-J])\b(?:\W|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be answered, by which models. `judge` is None where none is configured."""
+
+    messages: Sequence[Message]
+    model: Model
+    team: tuple[Model, ...]
+    subtasks: tuple[str, ...]
+    judge: Judge | None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The answer, which model gave its last word, and what went wrong on the way."""
+
+    text: str
+    alias: str
+    degraded: list[str] = field(default_factory=list)
+    finish_reason: str = "stop"
+
+
+Strategy = Callable[[Task, Caller], Awaitable[Outcome]]
+
+
+async def cascade(task: Task, caller: Caller) -> Outcome:
+    """The small model first; its own confidence decides whether the large one answers (Chen et al. 2023, FrugalGPT)."""
+    try:
+        first = await caller.ask("proposer", task.model, task.messages)
+    except RoleFailed as error:
+        second = await caller.ask("worker", task.team[0], task.messages)
+        return Outcome(second.text, second.alias, [f"cascade: {error}"], second.finish_reason)
+    if first.confidence is not None and first.confidence >= CONFIDENT_ABOVE:
+        return Outcome(first.text, first.alias, finish_reason=first.finish_reason)
+    sure = "no confidence was told" if first.confidence is None else f"confidence {first.confidence:.2f}"
+    caller.progress("critic", f"{first.alias} is not sure ({sure}); asking {task.team[0].alias}")
+    try:
+        second = await caller.ask("worker", task.team[0], task.messages)
+    except RoleFailed as error:
+        return Outcome(first.text, first.alias, [f"cascade: {error}; {first.alias} answered alone"])
+    return Outcome(second.text, second.alias, finish_reason=second.finish_reason)
+
+
+async def vote(task: Task, caller: Caller) -> Outcome:
+    """Samples of one model; the answer that most of them come to (Wang et al. 2022, self-consistency)."""
+    ask = prompt("propose")
+    asked = instructed(task.messages, ask)
+    calls = [caller.ask("proposer", task.model, asked, prompt=ask, temperature=SAMPLING) for _ in range(VOTES)]
+    replies, degraded = await quorum(calls, need=VOTES // 2 + 1, caller=caller, what="vote")
+    counted = Counter(extract(r.text) for r in replies)
+    winner, votes = counted.most_common(1)[0]
+    caller.progress("critic", f"{votes} of {len(replies)} samples agree")
+    return Outcome(next(r.text for r in replies if extract(r.text) == winner), replies[0].alias, degraded)
+
+
+async def committee(task: Task, caller: Caller) -> Outcome:
+    """Three proposers, judged in pairs, the best fused (Jiang et al. 2023, LLM-Blender; Wang et al. 2024)."""
+    ask = prompt("propose")
+    asked = instructed(task.messages, ask)
+    calls = [caller.ask("proposer", m, asked, prompt=ask, temperature=SAMPLING) for m in task.team]
+    replies, degraded = await quorum(calls, need=2, caller=caller, what="committee")
+    texts = [r.text for r in replies]
+    if task.judge is None:
+        degraded.append("no judge is configured: the committee's answers were not ranked")
+        order = list(range(len(texts)))
+    else:
+        caller.progress("judge", f"comparing {len(texts)} answers")
+        order = await task.judge.rank(task.messages, texts)
+    best = [texts[i] for i in order[:TOP_K]]
+    caller.progress("merger", f"fusing the best {len(best)}")
+    merge = prompt("merge")
+    try:
+        fused = await caller.ask("merger", task.model, instructed(task.messages, merge, *best), prompt=merge)
+    except RoleFailed as error:
+        winner = replies[order[0]]
+        return Outcome(winner.text, winner.alias, [*degraded, f"merger: {error}; the best proposal was taken"])
+    return Outcome(fused.text, fused.alias, degraded)
+
+
+async def debate(task: Task, caller: Caller) -> Outcome:
+    """Three agents, two rounds, ends as soon as they agree (Du et al. 2023)."""
+    ask = prompt("propose")
+    asked = instructed(task.messages, ask)
+    calls = [caller.ask("proposer", task.model, asked, prompt=ask, temperature=SAMPLING) for _ in range(PROPOSERS)]
+    replies, degraded = await quorum(calls, need=2, caller=caller, what="debate")
+    for number in range(2, ROUNDS + 1):
+        if len({extract(r.text) for r in replies}) == 1:
+            caller.progress("critic", "all agents agree")
+            break
+        caller.progress("critic", f"round {number}: {len(replies)} agents weigh each other's answers")
+        debating = prompt("debate")
+        again = []
+        for i, reply in enumerate(replies):
+            others = [r.text for j, r in enumerate(replies) if j != i]
+            said = [*asked, {"role": "assistant", "content": reply.text}]
+            again.append(caller.ask("critic", task.model, instructed(said, debating, *others), prompt=debating))
+        try:
+            replies, more = await quorum(again, need=1, caller=caller, what="debate")
+            degraded += more
+        except RoleFailed as error:
+            degraded.append(f"debate ended after round {number - 1}: {error}")
+            break
+    winner = Counter(extract(r.text) for r in replies).most_common(1)[0][0]
+    chosen = next(r for r in replies if extract(r.text) == winner)
+    return Outcome(chosen.text, chosen.alias, degraded)
+
+
+async def clone_dispatch(task: Task, caller: Caller) -> Outcome:
+    """Independent parts, answered by clones of one model at the same time, then joined."""
+    parts = list(task.subtasks) or await _split(task, caller)
+    if len(parts) == 1:
+        only = await caller.ask("worker", task.model, task.messages)
+        return Outcome(only.text, only.alias)
+    caller.progress("worker", f"{len(parts)} parts at the same time")
+    earlier = task.messages[:-1]
+    answers = await asyncio.gather(*(
+        _attempted(caller.ask("worker", task.model, [*earlier, {"role": "user", "content": part}])) for part in parts
+    ))  # fmt: skip
+    degraded = [
+        f"part {i} ({part[:60]!r}) failed: {a}" for i, (part, a) in enumerate(zip(parts, answers, strict=True), 1)
+        if isinstance(a, RoleFailed)
+    ]  # fmt: skip
+    if len(degraded) == len(parts):
+        raise RoleFailed("; ".join(degraded))
+    told = [f"{p}\n-> {a.text if isinstance(a, Reply) else '(no answer)'}" for p, a in zip(parts, answers, strict=True)]
+    join = prompt("join")
+    room = max(200, 5_000 // len(told))
+    try:
+        whole = await caller.ask(
+            "merger", task.model, instructed(task.messages, join, *(t[:room] for t in told)), prompt=join
+        )
+    except RoleFailed as error:
+        return Outcome(
+            "\n\n".join(told), task.model.alias, [*degraded, f"merger: {error}; the parts stand as they are"]
+        )
+    return Outcome(whole.text, whole.alias, degraded)
+
+
+BY_NAME: Final[Mapping[str, Strategy]] = {
+    "cascade": cascade, "vote": vote, "committee": committee, "debate": debate, "clone_dispatch": clone_dispatch,
+}  # fmt: skip
+
+
+async def quorum(
+    calls: Sequence[Awaitable[Reply]], *, need: int, caller: Caller, what: str
+) -> tuple[list[Reply], list[str]]:
+    """The replies in their order, and what failed. RoleFailed if fewer than `need` came.
+
+    When `need` have answered, stragglers get as long again (a second at least), and never more than 60% of the
+    time that was left at the start; then they are cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    tasks = [asyncio.ensure_future(_attempted(call)) for call in calls]
+    began, limit_s = loop.time(), caller.time_left_s() * _LATEST_SHARE
+    pending: set[asyncio.Future[Reply | RoleFailed]] = set(tasks)
+    until, grace = began + limit_s, False
+    try:
+        while pending and loop.time() < until:
+            _, pending = await asyncio.wait(pending, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            if not grace and _answered(tasks) >= need:
+                until = min(until, loop.time() + max(GRACE_LEAST_S, loop.time() - began))
+                grace = True
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    replies, degraded = [], []
+    for i, task in enumerate(tasks, 1):
+        result = None if task.cancelled() else task.result()
+        if isinstance(result, Reply):
+            replies.append(result)
+        else:
+            degraded.append(
+                f"{what}: call {i} of {len(tasks)} {'was too slow' if result is None else f'failed: {result}'}"
+            )
+    if len(replies) < min(need, len(tasks)):
+        raise RoleFailed("; ".join(degraded))
+    return replies, degraded
+
+
+def extract(text: str) -> str:
+    """The final answer in a text, made comparable: a boxed one, one behind "Answer:", a choice, the last number."""
+    boxed = _BOXED.findall(text)
+    marked = _ANSWER.findall(text)
+    found = (boxed or marked or [text])[-1].strip().strip("*_`. ").splitlines()
+    line = found[0] if found else ""
+    choice = _CHOICE.match(line)
+    if choice:
+        return str(choice.group(1))
+    numbers = _NUMBER.findall(line if boxed or marked else text)
+    if numbers:
+        return str(numbers[-1]).replace(",", "").removesuffix(".0")
+    return re.sub(r"\W+", " ", line).strip().lower()
+
+
+async def _attempted(call: Awaitable[Reply]) -> Reply | RoleFailed:
+    try:
+        return await call
+    except RoleFailed as error:
+        return error
+
+
+def _answered(tasks: Sequence["asyncio.Future[Reply | RoleFailed]"]) -> int:
+    return sum(t.done() and not t.cancelled() and isinstance(t.result(), Reply) for t in tasks)
+
+
+async def _split(task: Task, caller: Caller) -> list[str]:
+    splitting = prompt("split")
+    reply = await caller.ask(
+        "proposer", task.model, instructed(task.messages, splitting), prompt=splitting, temperature=0.0, schema=PARTS
+    )
+    start, end = reply.text.find("{"), reply.text.rfind("}")
+    try:
+        found = orjson.loads(reply.text[start : end + 1]) if 0 <= start < end else {}
+    except orjson.JSONDecodeError:
+        found = {}
+    parts = found.get("parts") if isinstance(found, dict) else None
+    texts = [p for p in parts if isinstance(p, str) and p.strip()] if isinstance(parts, list) else []
+    return texts[:ITEMS_MAX] or [""]
+
+
+PARTS: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "properties": {"parts": {"type": "array", "items": {"type": "string"}, "maxItems": ITEMS_MAX}},
+    "required": ["parts"],
+    "additionalProperties": False,
+}

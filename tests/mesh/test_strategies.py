@@ -1,0 +1,152 @@
+"""Every strategy end to end through Envoy against scripted model servers: FAULTS 15, 20 and what a client sees."""
+
+import json
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.mesh import RunningMesh, Upstream, running_mesh
+from tests.support.waiting import until
+
+MESSAGES = [{"role": "user", "content": "What is six times seven?"}]
+MANY = ("vote", "committee", "debate", "clone_dispatch")
+
+
+def ask(client: httpx.Client, model: str, strategy: str, **fields: Any) -> httpx.Response:
+    hints = {"strategy": strategy, **fields.pop("hints", {})}
+    body = {"model": model, "messages": MESSAGES, "hivemind": {"hints": hints}, **fields}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def record_of(client: httpx.Client, request_id: str) -> dict[str, Any]:
+    record: dict[str, Any] = client.get(f"/api/requests/{request_id}").json()
+    return record
+
+
+@pytest.mark.parametrize(
+    ("strategy", "text", "roles"),
+    [
+        ("vote", "42", {"proposer": 5}),
+        ("committee", "Forty-two [1].", {"proposer": 3, "judge": 6, "merger": 1}),
+        ("debate", "42", {"proposer": 3}),
+        ("clone_dispatch", "Six and seven make forty-two.", {"proposer": 1, "worker": 2, "merger": 1}),
+    ],
+)
+def test_a_strategy_makes_its_calls_and_the_record_tells_them_all(
+    client: httpx.Client, strategy: str, text: str, roles: dict[str, int]
+) -> None:
+    answer = ask(client, "panel", strategy)
+
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert text in body["choices"][0]["message"]["content"]
+    assert body["hivemind"]["strategy"] == answer.headers["x-hivemind-strategy"] == strategy
+    assert body["hivemind"]["chosen_model"] == "panel"
+    record = record_of(client, answer.headers["x-request-id"])
+    made = [c["role"] for c in record["calls"]]
+    assert {r: made.count(r) for r in made} == roles
+    assert body["usage"]["total_tokens"] == 150 * len(made) == record["usage"]["total_tokens"]
+    assert int(record["cost_micros"]) == sum(int(c["cost_micros"]) for c in record["calls"])
+    assert all(c["prompt_version"] for c in record["calls"] if c["role"] in ("judge", "merger"))
+
+
+@pytest.mark.parametrize("strategy", MANY)
+def test_a_streamed_strategy_sends_comments_then_the_answer_then_done(client: httpx.Client, strategy: str) -> None:
+    answer = ask(client, "panel", strategy, stream=True)
+
+    lines = [line for line in answer.text.splitlines() if line]
+    assert lines[0].startswith(": ")
+    assert lines[-1] == "data: [DONE]"
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert chunks[-1]["hivemind"]["strategy"] == strategy
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+
+
+def test_a_streamed_strategy_tells_its_steps_on_the_api(client: httpx.Client) -> None:
+    body = {"model": "panel", "messages": MESSAGES, "hints": {"strategy": "committee"}}
+    answer = client.post("/api/complete:stream", json=body)
+
+    messages = [json.loads(line) for line in answer.text.splitlines() if line]
+    assert next(m["progress"]["role"] for m in messages if "progress" in m) == "proposer"
+    assert messages[-1]["final"]["strategy"] == "committee"
+    assert messages[-1]["final"]["message"]["content"] == "Forty-two [1]."
+
+
+@pytest.mark.parametrize(("alias", "words"), [("panel_refuses", "failed"), ("panel_hangs", "too slow")])
+def test_a_committee_goes_on_without_one_of_three(client: httpx.Client, alias: str, words: str) -> None:
+    answer = ask(client, alias, "committee")
+
+    assert answer.status_code == 200, answer.text
+    degraded = answer.json()["hivemind"]["degraded"]
+    assert any("committee: call" in d and words in d for d in degraded), degraded
+
+
+@pytest.mark.parametrize(("alias", "answered_by", "calls"), [("sure", "sure", 1), ("unsure", "unsure", 2)])
+def test_a_cascade_asks_on_only_where_the_first_model_is_unsure(
+    tmp_path_factory: pytest.TempPathFactory, upstream: Upstream, alias: str, answered_by: str, calls: int
+) -> None:
+    config = (
+        f'[models.courier]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "{alias}" }}]\n'
+        f'[models.master]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
+        "input_price = 2.5\noutput_price = 10.0\n"
+    )
+    with running_mesh(tmp_path_factory.mktemp("cascade"), config) as mesh, mesh.client() as client:
+        answer = ask(client, "auto", "cascade")
+
+        assert answer.status_code == 200, answer.text
+        record = record_of(client, answer.headers["x-request-id"])
+        assert len(record["calls"]) == calls
+        text = answer.json()["choices"][0]["message"]["content"]
+        assert ("41" in text) == (answered_by == "sure")
+
+
+def test_a_client_that_leaves_stops_every_call_within_a_second(
+    client: httpx.Client, upstream: Upstream, mesh: RunningMesh
+) -> None:
+    upstream.forget()
+    impatient = httpx.Client(base_url=mesh.base_url, timeout=0.5)
+    with pytest.raises(httpx.ReadTimeout):
+        ask(impatient, "patient_hang", "vote")
+
+    def all_closed() -> bool:
+        seen = [s for s in upstream.seen() if s["model"] == "hang"]
+        return len(seen) == 5 and all(s["closed_early_after_s"] is not None for s in seen)
+
+    until(all_closed, within_s=3, what="the model server sees all five calls end")
+    assert all(s["closed_early_after_s"] < 1.6 for s in upstream.seen() if s["model"] == "hang")
+
+
+@pytest.mark.parametrize("strategy", MANY)
+def test_no_strategy_costs_more_than_was_set_aside(client: httpx.Client, strategy: str) -> None:
+    decided = client.post("/api/route", json={"model": "panel", "messages": MESSAGES, "hints": {"strategy": strategy}})
+    answer = ask(client, "panel", strategy)
+
+    record = record_of(client, answer.headers["x-request-id"])
+    assert 0 < int(record["cost_micros"]) <= int(decided.json()["candidates"][0]["cost_micros"])
+
+
+def test_a_limit_below_the_upper_cost_is_refused_with_the_field(client: httpx.Client) -> None:
+    answer = ask(client, "panel", "committee", hints={"max_cost_micros": 5})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "hints.max_cost_micros"
+
+
+def test_tools_cannot_be_combined_with_several_calls(client: httpx.Client) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    answer = ask(client, "panel", "debate", tools=[tool])
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "hints.strategy"
+
+
+def test_a_hanging_strategy_does_not_hold_up_others(client: httpx.Client, mesh: RunningMesh) -> None:
+    waiting = threading.Thread(target=lambda: ask(mesh.client(), "panel_hangs", "vote"))
+    waiting.start()
+    began = time.monotonic()
+    assert client.post("/v1/chat/completions", json={"model": "ok", "messages": MESSAGES}).status_code == 200
+    assert time.monotonic() - began < 2
+    waiting.join()
