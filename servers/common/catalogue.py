@@ -8,12 +8,12 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 DEFAULT_ENGINE_URL: Final = "http://127.0.0.1:7300/v1"
 COURIER: Final = "courier"
@@ -97,11 +97,29 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """What an operator lays down for some requests. Empty or None: nothing is laid down.
+
+    `shadow` names a policy that decides too, whose decision is recorded and not acted on.
+    """
+
+    name: str = ""
+    dial: float | None = None
+    models: frozenset[str] = frozenset()
+    strategies: frozenset[str] = frozenset()
+    max_cost_micros: int | None = None
+    shadow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Every alias by name, and the tenants that refuse training."""
+    """Every alias by name, the policies, the tenants' choices, and words of domains that the operator added."""
 
     models: Mapping[str, Model]
     tenants_without_training: frozenset[str] = frozenset()
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    tenant_policies: Mapping[str, str] = field(default_factory=dict)
+    domains: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def get(self, alias: str) -> Model | None:
         """The model of an alias, None if there is none with an endpoint."""
@@ -152,12 +170,37 @@ class _ModelTable(_Strict):
 
 class _TenantTable(_Strict):
     training: bool = True
+    policy: str = ""
+
+
+class _PolicyTable(_Strict):
+    dial: Annotated[float, Field(ge=0, le=1)] | None = None
+    models: tuple[str, ...] = ()
+    strategies: tuple[Literal["single", "cascade", "vote", "committee", "debate", "clone_dispatch"], ...] = ()
+    max_cost_micros: Annotated[int, Field(ge=0)] | None = None
+    shadow: str = ""
+
+
+class _DomainTable(_Strict):
+    words: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
 class _File(_Strict):
     version: Literal[1] = 1
+    policies: dict[Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")], _PolicyTable] = {}
+    domains: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], _DomainTable] = {}
     models: dict[Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")], _ModelTable] = {}
     tenants: dict[Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")], _TenantTable] = {}
+
+    @model_validator(mode="after")
+    def _policies_exist(self) -> Self:
+        for kind, name, used in (
+            *(("policies", n, p.shadow) for n, p in self.policies.items()),
+            *(("tenants", n, t.policy) for n, t in self.tenants.items()),
+        ):
+            if used and used not in self.policies:
+                raise ValueError(f"{kind}.{name} names the policy {used!r}, and there is no [policies.{used}]")
+        return self
 
 
 def load_catalogue(path: Path, environment: Mapping[str, str]) -> Catalogue:
@@ -179,8 +222,16 @@ def build_catalogue(file: _File, environment: Mapping[str, str]) -> Catalogue:
         for alias in aliases if key else ():
             models.setdefault(alias, _by_key(alias, url, name, key))
     models.setdefault(COURIER, _courier(environment))
-    without = frozenset(name for name, tenant in file.tenants.items() if not tenant.training)
-    return Catalogue(models={k: m for k, m in models.items() if m.endpoints}, tenants_without_training=without)
+    return Catalogue(
+        models={k: m for k, m in models.items() if m.endpoints},
+        tenants_without_training=frozenset(name for name, tenant in file.tenants.items() if not tenant.training),
+        policies={
+            name: Policy(name, t.dial, frozenset(t.models), frozenset(t.strategies), t.max_cost_micros, t.shadow)
+            for name, t in file.policies.items()
+        },
+        tenant_policies={name: tenant.policy for name, tenant in file.tenants.items() if tenant.policy},
+        domains={name: table.words for name, table in file.domains.items()},
+    )
 
 
 def _model(alias: str, table: _ModelTable, environment: Mapping[str, str]) -> Model:

@@ -16,12 +16,13 @@ _RESERVED = frozenset({"state", "events", "preview", "promote", "rollback", "tra
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """One call: its id, who makes it (by header; empty if not said), and its W3C trace context (empty for none)."""
+    """One call: its id, who makes it (by header; empty if not said), its W3C trace context and its policy."""
 
     request_id: str
     tenant: str = ""
     traceparent: str = ""
     tracestate: str = ""
+    policy: str = ""
 
     @property
     def trace_id(self) -> str:

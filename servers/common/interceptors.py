@@ -123,6 +123,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                 tenant=_text(metadata.get("x-hivemind-tenant")),
                 traceparent=sane_traceparent(_text(metadata.get("traceparent"))),
                 tracestate=_text(metadata.get("tracestate")),
+                policy=_text(metadata.get("x-hivemind-policy")),
             )
         )
         self._in_flight += 1

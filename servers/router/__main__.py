@@ -16,6 +16,7 @@ from hivemind.servers.common.server import Mesh, main
 from hivemind.servers.router.catalogue_watch import CatalogueWatch
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.edge_server import EdgeServer
+from hivemind.servers.router.feedback_store import RedisFeedbackStore
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Gate
 from hivemind.servers.router.governor_client import GovernorClient, GovernorState
@@ -26,6 +27,7 @@ from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.records import Recorder
 from hivemind.servers.router.service import RouterService
 from hivemind.servers.router.settings import RouterSettings
+from hivemind.servers.router.skills import Skills
 from hivemind.servers.router.spend import BudgetBook
 from hivemind.servers.router.upstream_http import HttpUpstream
 from hivemind.v1 import router_pb2_grpc
@@ -60,6 +62,8 @@ def build(settings: RouterSettings) -> Mesh:
     governor = GovernorClient(channel, state, api_key=key, holder=f"router@{socket.gethostname()}")
     budgets = BudgetBook(governor, view=lambda: state.view, clock=clock)
     upstream = HttpUpstream(connections=settings.upstream_connections)
+    feedback = RedisFeedbackStore(redis, retention_s=settings.record_retention_s)
+    skills = Skills()
     completions = Completions(
         fleet=fleet,
         upstream=upstream,
@@ -72,6 +76,7 @@ def build(settings: RouterSettings) -> Mesh:
         flips=FlipRate(metrics.judge_flips.set),
         explore=settings.explore,
         rng=random.Random(),
+        skill=skills.of,
     )
     readiness = _Readiness()
     policy = CallPolicy(key, settings.deadline_s, settings.max_in_flight)
@@ -80,7 +85,7 @@ def build(settings: RouterSettings) -> Mesh:
     )
     server = EdgeServer(edge, host=settings.host, port=settings.http_port)
     watch = CatalogueWatch(settings.config, poll_s=settings.catalogue_poll_s, on_change=fleet.replace)
-    service = RouterService(completions, store, recorder, clock=clock)  # type: ignore[abstract]
+    service = RouterService(completions, store, recorder, feedback, clock=clock)
 
     async def on_stop() -> None:
         await budgets.close()
@@ -97,7 +102,14 @@ def build(settings: RouterSettings) -> Mesh:
         service="hivemind.v1.RouterService",
         add=lambda grpc_server: router_pb2_grpc.add_RouterServiceServicer_to_server(service, grpc_server),
         registry=registry,
-        run=(server.run, recorder.run, governor.watch, watch.run, lambda: budgets.run(settings.spend_flush_s)),
+        run=(
+            server.run,
+            recorder.run,
+            governor.watch,
+            watch.run,
+            lambda: budgets.run(settings.spend_flush_s),
+            lambda: feedback.follow(skills, settings.skills_poll_s),
+        ),
         on_begin_drain=begin_drain,
         on_drain=server.stop,
         on_stop=on_stop,

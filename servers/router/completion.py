@@ -6,23 +6,24 @@ Retries and fallback happen before the first byte only. What was sent to a clien
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import orjson
 
-from hivemind.servers.common.catalogue import MASTER, Endpoint, Model
-from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.catalogue import MASTER, Catalogue, Endpoint, Model, Policy
+from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Estimate
+from hivemind.servers.router.gate.taxonomy import Taxonomy
 from hivemind.servers.router.judge import FlipRate, Judge
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.ports import Upstream, UpstreamError, UpstreamResponse
-from hivemind.servers.router.records import Call, Record, Recorder, Tokens
+from hivemind.servers.router.records import Call, Record, Recorder, Shadow, Tokens
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.roles import RoleFailed
-from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, decide
+from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
 from hivemind.servers.router.spend import BudgetBook, Hold
 from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
@@ -115,10 +116,13 @@ class Completions:
         flips: FlipRate | None = None,
         explore: float = 0.0,
         rng: random.Random | None = None,
+        skill: Callable[[str], Skill] = lambda _: no_skill,
     ) -> None:
         self.fleet = fleet
         self._gate, self._flips = gate, flips or FlipRate()
         self._explore, self._rng = explore, rng
+        self._skill = skill
+        self._taxonomy: tuple[Mapping[str, tuple[str, ...]], Taxonomy] = ({}, Taxonomy())
         self._upstream, self._budgets, self._recorder = upstream, budgets, recorder
         self._governance, self._metrics, self.clock = governance, metrics, clock
 
@@ -270,18 +274,45 @@ class Completions:
 
     def _decide(self, work: Work, *, explore: float) -> Decision:
         request, record = work.request, work.record
-        estimate = self._gate.estimate(request.question) if self._gate is not None and request.wants_auto else None
-        situation = Situation(
-            dial=self._governance.dial, pressure=self._budgets.pressure(request.tenant), explore=explore,
-            estimate=estimate,
-        )  # fmt: skip
-        decision = decide(request, self.fleet.states(), situation, self._rng)
-        record.propensity = decision.propensity
+        catalogue = self.fleet.catalogue
+        policy = policy_of(request.policy, request.tenant, catalogue)
+        estimate = self._estimate(request)
+        states = self.fleet.states()
+
+        def situation(under: Policy, rate: float) -> Situation:
+            return Situation(
+                dial=self._governance.dial if under.dial is None else under.dial,
+                pressure=self._budgets.pressure(request.tenant), explore=rate, estimate=estimate,
+                allowed_models=under.models, allowed_strategies=under.strategies,
+                max_cost_micros=under.max_cost_micros, skill=self._skill(request.tenant),
+            )  # fmt: skip
+
+        decision = decide(request, states, situation(policy, explore), self._rng)
+        record.policy, record.propensity = policy.name, decision.propensity
+        if policy.shadow:
+            try:
+                other = decide(request, states, situation(catalogue.policies[policy.shadow], 0.0))
+                record.shadow = Shadow(policy.shadow, other.strategy, other.chosen.model.alias, other.reason)
+            except MeshError as error:
+                record.shadow = Shadow(policy.shadow, "", "", f"refused: {error.message}")
         record.strategy, record.chosen_model = decision.strategy, decision.chosen.model.alias
         record.domain, record.reason, record.candidates = decision.domain, decision.reason, decision.candidates
         record.degraded += decision.degraded
         work.decision = decision
         return decision
+
+    def _estimate(self, request: Request) -> Estimate | None:
+        """What the gate says, with the domain by the operator's own words where there are any."""
+        if self._gate is None or not request.wants_auto:
+            return None
+        question = request.question
+        estimate = self._gate.estimate(question)
+        domains = self.fleet.catalogue.domains
+        if not domains:
+            return estimate
+        if self._taxonomy[0] is not domains:
+            self._taxonomy = (domains, Taxonomy(domains))
+        return replace(estimate, domain=self._taxonomy[1].classify(question))
 
     async def _first_that_answers(self, work: Work, options: Sequence[Option], call: Callable[..., Any]) -> Any:
         """Tries the options in turn. Only a request for `auto` has more than one."""
@@ -652,6 +683,19 @@ class _Watchdog:
             self._response.fail(UpstreamError("idle", f"nothing came for {self._idle_s:g} s"))
             return
         self._timer = self._loop.call_at(min(due, self._end), self._look)
+
+
+def policy_of(name: str, tenant: str, catalogue: Catalogue) -> Policy:
+    """The policy that a request names, else its tenant's, else an empty one; MeshError for an unknown name."""
+    named = name or catalogue.tenant_policies.get(tenant, "")
+    if not named:
+        return Policy()
+    found = catalogue.policies.get(named)
+    if found is None:
+        known = ", ".join(catalogue.policies) or "none is configured"
+        text = f"{named!r} is no policy of this mesh; known: {known}"
+        raise invalid_field("x-hivemind-policy", text, reason="UNKNOWN_POLICY")
+    return found
 
 
 def _checked_answer(response: UpstreamResponse, raw: bytes) -> dict[str, Any]:

@@ -171,6 +171,7 @@ class OpenAIEdge:
             hints=chat.hints,
             traceparent=call.traceparent,
             tracestate=call.tracestate,
+            policy=call.policy,
         )
 
     async def _read_body(self, receive: Receive) -> bytes:
@@ -337,4 +338,5 @@ def _call_context(lines: Mapping[str, str]) -> CallContext:
         tenant=lines.get("x-hivemind-tenant", ""),
         traceparent=sane_traceparent(lines.get("traceparent", "")),
         tracestate=lines.get("tracestate", ""),
+        policy=lines.get("x-hivemind-policy", ""),
     )

@@ -56,6 +56,16 @@ class Candidate:
     rejected_because: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """What another policy would have decided."""
+
+    policy: str
+    strategy: str
+    chosen_model: str
+    reason: str
+
+
 @dataclass(slots=True)
 class Record:
     """Everything that can be told about a request."""
@@ -82,12 +92,15 @@ class Record:
     master_cost_micros: int | None = None
     trace_id: str = ""
     propensity: float = 1.0
+    policy: str = ""
+    shadow: Shadow | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
         """The record of what orjson made of one. Fields that a newer version added are left out."""
         known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
         known["candidates"] = tuple(Candidate(**c) for c in known.get("candidates", ()))
+        known["shadow"] = Shadow(**known["shadow"]) if known.get("shadow") else None
         known["usage"] = Tokens(**known.get("usage", {}))
         known["calls"] = [Call(**{**c, "usage": Tokens(**c["usage"])}) for c in known.get("calls", ())]
         return cls(**known)

@@ -70,6 +70,7 @@ class Request:
     hints: Hints = field(default_factory=Hints)
     traceparent: str = ""
     tracestate: str = ""
+    policy: str = ""
 
     @property
     def wants_auto(self) -> bool:

@@ -12,7 +12,7 @@ again changes nothing.
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,6 +55,15 @@ class ModelState:
     """The largest ratio seen of what a call cost to its upper estimate, at least 1."""
 
 
+Skill = Callable[[str, str, float], float]
+"""(alias, domain, P(good enough) by the gate) -> the same, after what was learned in use."""
+
+
+def no_skill(alias: str, domain: str, p: float) -> float:
+    """Nothing was learned yet."""
+    return p
+
+
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What a decision depends on besides the request and the models.
@@ -69,6 +78,8 @@ class Situation:
     estimate: Estimate | None = None
     allowed_models: frozenset[str] = frozenset()
     allowed_strategies: frozenset[str] = frozenset()
+    max_cost_micros: int | None = None
+    skill: Skill = no_skill
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,7 @@ def inner_tokens(request: Request) -> int:
 def _options(
     request: Request, pool: Sequence[ModelState], states: Mapping[str, ModelState], situation: Situation
 ) -> Iterator[Option]:
-    quality = _qualities(request, pool, situation.estimate)
+    quality = _qualities(request, pool, situation)
     wanted = (request.hints.strategy,) if request.hints.strategy else STRATEGIES
     judge = next((states[a] for a in ("judge", "arbiter", MASTER) if a in states), None)
     for state in pool:
@@ -203,9 +214,9 @@ def _times(seconds: float | None, factor: float) -> float | None:
     return None if seconds is None else seconds * factor
 
 
-def _qualities(request: Request, pool: Sequence[ModelState], estimate: Estimate | None) -> dict[str, float]:
+def _qualities(request: Request, pool: Sequence[ModelState], situation: Situation) -> dict[str, float]:
     """P(good enough) by alias: courier and master by the gate, others between them by price."""
-    known = estimate or UNKNOWN
+    known = situation.estimate or UNKNOWN
     weak = (1 - known.unknown) * known.weak + known.unknown * min(known.weak, max(0.05, known.strong - FAR_GAIN))
     strong, hard = known.strong, (request.hints.difficulty if request.hints.difficulty is not None else 0.5) - 0.5
     weak, strong = _shift(weak, -_DIFFICULTY * hard), _shift(strong, -_DIFFICULTY / 4 * hard)
@@ -213,7 +224,8 @@ def _qualities(request: Request, pool: Sequence[ModelState], estimate: Estimate 
     last = max(1, len(order) - 1)
     found = {s.model.alias: weak + (strong - weak) * i / last for i, s in enumerate(order)}
     fixed = {COURIER: weak, MASTER: strong}
-    return {alias: fixed.get(alias, p) for alias, p in found.items()}
+    domain = request.hints.domain or known.domain
+    return {alias: situation.skill(alias, domain, fixed.get(alias, p)) for alias, p in found.items()}
 
 
 def _shift(p: float, by: float) -> float:
@@ -304,6 +316,8 @@ def _problem(request: Request, option: Option, situation: Situation, *, named: b
         return f"the policy does not allow {option.strategy}"
     if hints.max_cost_micros is not None and option.cost_micros > hints.max_cost_micros:
         return f"its upper cost of {option.cost_micros} micro-USD is above max_cost_micros"
+    if situation.max_cost_micros is not None and option.cost_micros > situation.max_cost_micros:
+        return f"the policy does not allow an upper cost of {option.cost_micros} micro-USD"
     if hints.max_latency_s is not None and option.latency_s is not None and option.latency_s > hints.max_latency_s:
         return f"it takes about {option.latency_s:.1f} s, longer than max_latency"
     if request.images and not model.images:

@@ -10,6 +10,7 @@ from hivemind.servers.common.errors import MeshError, not_found
 from hivemind.servers.common.status import to_status
 from hivemind.servers.router import translate
 from hivemind.servers.router.completion import Completions, OpenStream, UpstreamRefused
+from hivemind.servers.router.feedback import FeedbackStore
 from hivemind.servers.router.ports import RecordStore
 from hivemind.servers.router.records import Record, Recorder
 from hivemind.servers.router.sse import delta_text
@@ -21,12 +22,19 @@ _RECORD_POLL_S: Final = 0.05
 
 
 class RouterService(router_pb2_grpc.RouterServiceServicer):
-    """See router.proto. SubmitFeedback is not built yet."""
+    """See router.proto."""
 
     def __init__(
-        self, completions: Completions, records: RecordStore, recorder: Recorder, *, clock: Callable[[], float]
+        self,
+        completions: Completions,
+        records: RecordStore,
+        recorder: Recorder,
+        feedback: FeedbackStore,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self._completions, self._records, self._recorder, self._clock = completions, records, recorder, clock
+        self._feedback = feedback
 
     async def Complete(self, request: router_pb2.CompleteRequest, context: Any) -> router_pb2.CompleteResponse:
         """See router.proto."""
@@ -99,7 +107,22 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 
     async def GetRequest(self, request: router_pb2.GetRequestRequest, context: Any) -> router_pb2.RequestRecord:
         """See router.proto. A record that another replica is about to store is waited for, up to a second."""
-        return translate.record_of(await self._find(request.id))
+        record = await self._find(request.id)
+        return translate.record_of(record, await self._feedback.of(record.request_id))
+
+    async def SubmitFeedback(
+        self, request: router_pb2.SubmitFeedbackRequest, context: Any
+    ) -> router_pb2.SubmitFeedbackResponse:
+        """See router.proto. Another tenant's request is not found."""
+        feedback = translate.feedback_of(request).checked()
+        record = await self._find(request.request_id)
+        tenant = current_call.get().tenant
+        if tenant and tenant != record.tenant:
+            raise not_found("request", request.request_id)
+        stored = await self._feedback.add(record, feedback, feedback.key(request.idempotency_key))
+        return router_pb2.SubmitFeedbackResponse(
+            request_id=record.request_id, feedback=translate.feedback_message(stored)
+        )
 
     async def ListRequests(
         self, request: router_pb2.ListRequestsRequest, context: Any
@@ -107,7 +130,10 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         """See router.proto."""
         size = translate.page_size(request.page_size)
         found, token = await self._records.list(page_size=size, page_token=request.page_token, tenant=request.tenant)
-        return router_pb2.ListRequestsResponse(requests=map(translate.record_of, found), next_page_token=token)
+        opinions = await asyncio.gather(*(self._feedback.of(r.request_id) for r in found))
+        return router_pb2.ListRequestsResponse(
+            requests=map(translate.record_of, found, opinions), next_page_token=token
+        )
 
     async def _find(self, request_id: str) -> Record:
         end = self._clock() + RECORD_WAIT_S

@@ -15,6 +15,7 @@ class RouterSettings(ServerSettings):
     record_flush_s: float = Field(default=0.1, gt=0)
     spend_flush_s: float = Field(default=0.5, gt=0)
     catalogue_poll_s: float = Field(default=1.0, gt=0)
+    skills_poll_s: float = Field(default=1.0, gt=0)
     explore: float = Field(default=0.02, ge=0, le=0.5)
     """Share of requests for `auto` that try the runner-up, where that costs little."""
     upstream_connections: int = Field(default=1024, gt=0)

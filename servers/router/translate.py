@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import orjson
@@ -11,6 +13,7 @@ from hivemind.servers.common.catalogue import EVERY_ALIAS, Model
 from hivemind.servers.common.context import DEFAULT_TENANT, CallContext, is_id
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.router.completion import OpenStream, UpstreamRefused
+from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.openai_request import check_hints
@@ -54,6 +57,7 @@ def request_of(
         hints=_hints(message.hints),
         traceparent=call.traceparent,
         tracestate=call.tracestate,
+        policy=call.policy,
     )
 
 
@@ -103,7 +107,7 @@ def models_of(fleet: Fleet) -> router_pb2.ListModelsResponse:
     return answer
 
 
-def record_of(record: Record) -> router_pb2.RequestRecord:
+def record_of(record: Record, opinions: Sequence[Feedback]) -> router_pb2.RequestRecord:
     """A record as the contract has it."""
     message = router_pb2.RequestRecord(
         request_id=record.request_id,
@@ -121,11 +125,28 @@ def record_of(record: Record) -> router_pb2.RequestRecord:
         degraded=record.degraded,
         prompt_sha256=record.prompt_sha256,
         trace_id=record.trace_id,
+        policy=record.policy,
+        feedback=map(feedback_message, opinions),
     )
+    if record.shadow is not None:
+        message.shadow.CopyFrom(router_pb2.ShadowDecision(**asdict(record.shadow)))
     if record.first_token_s is not None:
         message.first_token_latency.CopyFrom(_duration(record.first_token_s))
     if record.master_cost_micros is not None:
         message.master_cost_micros = record.master_cost_micros
+    return message
+
+
+def feedback_of(request: router_pb2.SubmitFeedbackRequest) -> Feedback:
+    """The opinion in a request; its kind is empty where there is none."""
+    kind = request.WhichOneof("opinion") or ""
+    return Feedback(kind, getattr(request, kind) if kind else "", time.time())
+
+
+def feedback_message(feedback: Feedback) -> router_pb2.Feedback:
+    """An opinion as the contract has it."""
+    message = router_pb2.Feedback(create_time=_timestamp(feedback.created))
+    setattr(message, feedback.kind, feedback.value)
     return message
 
 

@@ -72,9 +72,7 @@ RULES = {
     "OrchestratorService.WatchCognitiveMap": "",
 }
 
-NOT_BUILT = {name for name in RULES if not name.startswith(("RouterService", "GovernorService"))} | {
-    "RouterService.SubmitFeedback"
-}
+NOT_BUILT = {name for name in RULES if not name.startswith(("RouterService", "GovernorService"))}
 """RPCs that answer UNIMPLEMENTED. Names are only ever taken away from it."""
 
 BASES = {

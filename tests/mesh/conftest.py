@@ -10,6 +10,17 @@ import pytest
 from tests.support.mesh import RunningMesh, Upstream, running_mesh, scripted_upstream
 from tests.support.scripted_upstream import SCRIPTS
 
+POLICIES = """
+[policies.frugal]
+models = ["courier", "panel"]
+strategies = ["single", "vote"]
+max_cost_micros = 100000
+shadow = "lavish"
+[policies.lavish]
+dial = 1.0
+[tenants.thrifty]
+policy = "frugal"
+"""
 TIMEOUTS = "timeouts = { connect_s = 1.0, first_token_s = 1.0, idle_s = 1.0, total_s = 8.0 }"
 
 
@@ -41,7 +52,7 @@ def catalogue(upstream: Upstream) -> str:
             "auto = false" if alias == "master" else "",
             "" if alias.startswith("patient") else TIMEOUTS,
         ]
-    return "\n".join(text)
+    return "\n".join([*text, POLICIES])
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The model, alias or adapter named is not in the catalogue. INVALID_ARGUMENT."""
     UNKNOWN_STRATEGY: _ErrorReason.ValueType  # 7
     """The strategy named is not one of this mesh. INVALID_ARGUMENT."""
+    UNKNOWN_POLICY: _ErrorReason.ValueType  # 39
+    """The policy that a request names is not configured."""
     HINTS_NOT_MET: _ErrorReason.ValueType  # 8
     """The hints leave no model and strategy that could answer. INVALID_ARGUMENT; the field violations name the hints."""
     NOT_FOUND_RESOURCE: _ErrorReason.ValueType  # 9
@@ -122,6 +124,8 @@ UNKNOWN_MODEL: ErrorReason.ValueType  # 6
 """The model, alias or adapter named is not in the catalogue. INVALID_ARGUMENT."""
 UNKNOWN_STRATEGY: ErrorReason.ValueType  # 7
 """The strategy named is not one of this mesh. INVALID_ARGUMENT."""
+UNKNOWN_POLICY: ErrorReason.ValueType  # 39
+"""The policy that a request names is not configured."""
 HINTS_NOT_MET: ErrorReason.ValueType  # 8
 """The hints leave no model and strategy that could answer. INVALID_ARGUMENT; the field violations name the hints."""
 NOT_FOUND_RESOURCE: ErrorReason.ValueType  # 9

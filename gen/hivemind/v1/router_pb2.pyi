@@ -596,6 +596,8 @@ class RequestRecord(_message.Message):
     MASTER_COST_MICROS_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     FEEDBACK_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id."""
     tenant: _builtins.str
@@ -616,6 +618,8 @@ class RequestRecord(_message.Message):
     """What it would have cost to send this request to `master`, in micro-USD; absent where master has no price."""
     trace_id: _builtins.str
     """The trace id of the caller's W3C trace context, where there was one."""
+    policy: _builtins.str
+    """The policy it was decided under: named by `x-hivemind-policy` or laid down for the tenant; empty for none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it arrived."""
@@ -648,6 +652,10 @@ class RequestRecord(_message.Message):
     def feedback(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feedback]:
         """Feedback given on it."""
 
+    @_builtins.property
+    def shadow(self) -> Global___ShadowDecision:
+        """What the policy's shadow would have decided; absent where it has none."""
+
     def __init__(
         self,
         *,
@@ -669,16 +677,52 @@ class RequestRecord(_message.Message):
         master_cost_micros: _builtins.int | None = ...,
         trace_id: _builtins.str = ...,
         feedback: _abc.Iterable[Global___Feedback] | None = ...,
+        policy: _builtins.str = ...,
+        shadow: Global___ShadowDecision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "create_time", b"create_time", "decision", b"decision", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "create_time", b"create_time", "decision", b"decision", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "shadow", b"shadow", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "calls", b"calls", "cost_micros", b"cost_micros", "create_time", b"create_time", "decision", b"decision", "degraded", b"degraded", "feedback", b"feedback", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "outcome", b"outcome", "prompt_sha256", b"prompt_sha256", "request_id", b"request_id", "requested_model", b"requested_model", "session", b"session", "surface", b"surface", "tenant", b"tenant", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "calls", b"calls", "cost_micros", b"cost_micros", "create_time", b"create_time", "decision", b"decision", "degraded", b"degraded", "feedback", b"feedback", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "outcome", b"outcome", "policy", b"policy", "prompt_sha256", b"prompt_sha256", "request_id", b"request_id", "requested_model", b"requested_model", "session", b"session", "shadow", b"shadow", "surface", b"surface", "tenant", b"tenant", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__master_cost_micros: _TypeAlias = _typing.Literal["master_cost_micros"]  # noqa: Y015
     _WhichOneofArgType__master_cost_micros: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__master_cost_micros) -> _WhichOneofReturnType__master_cost_micros | None: ...
 
 Global___RequestRecord: _TypeAlias = RequestRecord  # noqa: Y015
+
+@_typing.final
+class ShadowDecision(_message.Message):
+    """A decision that was recorded and not acted on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    CHOSEN_MODEL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """The policy that made it."""
+    strategy: _builtins.str
+    """The strategy it would have taken."""
+    chosen_model: _builtins.str
+    """The alias it would have taken."""
+    reason: _builtins.str
+    """Why."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        strategy: _builtins.str = ...,
+        chosen_model: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen_model", b"chosen_model", "policy", b"policy", "reason", b"reason", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowDecision: _TypeAlias = ShadowDecision  # noqa: Y015
 
 @_typing.final
 class ModelCall(_message.Message):

@@ -1,0 +1,95 @@
+"""Opinions in Redis: a hash a request, a stream of all for export, and a hash of decayed counts for all Routers."""
+
+import asyncio
+from typing import Any, Final
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+
+from hivemind.servers.common.errors import MeshError, invalid_field
+from hivemind.servers.common.redis_client import store_errors
+from hivemind.servers.router.feedback import Feedback, judged_alias
+from hivemind.servers.router.records import Record
+from hivemind.servers.router.skills import DECAY, Opinions, Skills
+
+_log = structlog.get_logger()
+
+STREAM: Final = "router:feedback"
+OPINIONS_MAX: Final = 32
+_SKILLS: Final = "router:skills"
+_OF_REQUEST: Final = "router:feedback:"
+_FIELDS_MAX: Final = 50_000
+_ADD: Final = """
+local before = redis.call('HGET', KEYS[1], ARGV[1])
+if before then return before end
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then return false end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+local now = redis.call('TIME')
+local oldest = string.format('%d', (tonumber(now[1]) - tonumber(ARGV[3])) * 1000)
+redis.call('XADD', KEYS[2], 'MINID', '~', oldest, '*', 'f', ARGV[5])
+if ARGV[7] ~= '' then
+  local counts = redis.call('HGET', KEYS[3], ARGV[6])
+  if counts or redis.call('HLEN', KEYS[3]) < tonumber(ARGV[9]) then
+    local good, bad = string.match(counts or '0 0', '(%S+) (%S+)')
+    local decay, is_good = tonumber(ARGV[8]), tonumber(ARGV[7])
+    good, bad = tonumber(good) * decay + is_good, tonumber(bad) * decay + 1 - is_good
+    redis.call('HSET', KEYS[3], ARGV[6], string.format('%.6f %.6f', good, bad))
+  end
+end
+return ARGV[2]
+"""
+
+
+class RedisFeedbackStore:
+    """Implements feedback.FeedbackStore."""
+
+    def __init__(self, redis: Redis, *, retention_s: int) -> None:
+        self._redis, self._retention_s = redis, retention_s
+        self._add = redis.register_script(_ADD)
+
+    async def add(self, record: Record, feedback: Feedback, key: str) -> Feedback:
+        """See feedback.FeedbackStore. One script: stored, listed and counted, or nothing of it."""
+        stored = orjson.dumps(feedback)
+        exported = orjson.dumps(
+            {"request_id": record.request_id, "tenant": record.tenant, "domain": record.domain,
+             "kind": feedback.kind, "value": feedback.value, "created": feedback.created}
+        )  # fmt: skip
+        field = "\t".join((record.tenant, judged_alias(record), record.domain))
+        verdict = "" if feedback.verdict is None else str(int(feedback.verdict))
+        args: list[Any] = [
+            key, stored, self._retention_s, OPINIONS_MAX, exported, field, verdict, DECAY, _FIELDS_MAX,
+        ]  # fmt: skip
+        with store_errors():
+            found = await self._add(keys=[_OF_REQUEST + record.request_id, STREAM, _SKILLS], args=args)
+        if not found:
+            raise invalid_field("request_id", f"{OPINIONS_MAX} opinions on this request are stored already")
+        return Feedback(**orjson.loads(found))
+
+    async def of(self, request_id: str) -> list[Feedback]:
+        """See feedback.FeedbackStore."""
+        with store_errors():
+            found: Any = await self._redis.hvals(_OF_REQUEST + request_id)
+        return sorted((Feedback(**orjson.loads(f)) for f in found), key=lambda f: f.created)
+
+    async def follow(self, skills: Skills, interval_s: float) -> None:
+        """Keeps a snapshot of the counts up to date, for ever; the last one holds while Redis is away."""
+        while True:
+            try:
+                with store_errors():
+                    found: Any = await self._redis.hgetall(_SKILLS)
+                skills.replace({_key(k): _opinions(v) for k, v in found.items()})
+            except MeshError as error:
+                _log.warning("skills_wait", reason=error.reason)
+            await asyncio.sleep(interval_s)
+
+
+def _key(field: bytes) -> tuple[str, str, str]:
+    tenant, alias, domain = field.decode().split("\t")
+    return tenant, alias, domain
+
+
+def _opinions(value: bytes) -> Opinions:
+    good, bad = value.split()
+    return Opinions(float(good), float(bad))

@@ -1,0 +1,148 @@
+"""Opinions on answers, and policies, through a real mesh with two Routers and a real Redis."""
+
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.mesh import RunningMesh, Upstream, running_mesh
+from tests.support.waiting import until
+
+MESSAGES = [{"role": "user", "content": "Who wrote Faust?"}]
+
+
+def ask(client: httpx.Client, model: str = "ok", tenant: str = "", **headers: str) -> httpx.Response:
+    headers = {**({"x-hivemind-tenant": tenant} if tenant else {}), **headers}
+    return client.post("/v1/chat/completions", json={"model": model, "messages": MESSAGES}, headers=headers)
+
+
+def give(client: httpx.Client, request_id: str, tenant: str = "", **opinion: Any) -> httpx.Response:
+    headers = {"x-hivemind-tenant": tenant} if tenant else {}
+    return client.post("/api/feedback", json={"request_id": request_id, **opinion}, headers=headers)
+
+
+def feedback_of(client: httpx.Client, request_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = client.get(f"/api/requests/{request_id}").json()["feedback"]
+    return found
+
+
+@pytest.mark.parametrize("opinion", [{"rating": -1}, {"preferred": "b"}, {"demonstration": "Goethe."}])
+def test_an_opinion_is_stored_with_its_request(client: httpx.Client, opinion: dict[str, Any]) -> None:
+    request_id = ask(client).headers["x-request-id"]
+
+    answer = give(client, request_id, **opinion)
+
+    assert answer.status_code == 200, answer.text
+    stored = feedback_of(client, request_id)
+    assert len(stored) == 1
+    assert stored[0] | opinion == stored[0]
+
+
+def test_the_same_opinion_twice_has_one_effect_also_at_the_same_time(client: httpx.Client) -> None:
+    request_id = ask(client).headers["x-request-id"]
+    answers: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(give(client, request_id, rating=1, idempotency_key="k").text))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(set(answers)) == 1
+    assert len(feedback_of(client, request_id)) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"rating": 7}, "rating"),
+        ({"preferred": "c"}, "preferred"),
+        ({"demonstration": " "}, "demonstration"),
+        ({}, "opinion"),
+    ],
+)
+def test_a_bad_opinion_is_refused_with_its_field(client: httpx.Client, body: dict[str, Any], field: str) -> None:
+    request_id = ask(client).headers["x-request-id"]
+
+    answer = give(client, request_id, **body)
+
+    assert answer.status_code == 400
+    assert field in answer.json()["message"]
+
+
+def test_another_tenants_request_is_not_found(client: httpx.Client) -> None:
+    request_id = ask(client, tenant="owner").headers["x-request-id"]
+
+    assert give(client, request_id, tenant="stranger", rating=-1).status_code == 404
+    assert feedback_of(client, request_id) == []
+
+
+def test_opinions_survive_kill_9_of_redis(client: httpx.Client, mesh: RunningMesh) -> None:
+    request_id = ask(client).headers["x-request-id"]
+    assert give(client, request_id, rating=1).status_code == 200
+    mesh.redis().kill()
+
+    until(lambda: len(feedback_of(client, request_id)) == 1, within_s=20, what="the opinion is there again")
+
+
+def test_a_flood_of_bad_opinions_moves_no_other_tenants_decisions(
+    tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
+) -> None:
+    config = (
+        f'[models.courier]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
+        f'[models.master]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
+        "input_price = 2.5\noutput_price = 10.0\n"
+    )
+    with running_mesh(tmp_path_factory.mktemp("flood"), config) as mesh, mesh.client() as client:
+
+        def chosen(tenant: str) -> tuple[str, float]:
+            body = {"messages": MESSAGES, "tenant": tenant, "hints": {"strategy": "single"}}
+            answer = client.post("/api/route", json=body).json()
+            quality = next(c["quality"] for c in answer["candidates"] if c["chosen_model"] == "courier")
+            return answer["chosen_model"], quality
+
+        before = {tenant: chosen(tenant) for tenant in ("angry", "calm")}
+        assert before["angry"][0] == "courier", before
+        for _ in range(40):
+            # a named request is not classified: the opinion has to come from one for auto
+            request_id = ask(client, "auto", tenant="angry").headers["x-request-id"]
+            assert give(client, request_id, tenant="angry", rating=-1).status_code == 200
+
+        until(lambda: chosen("angry")[0] == "master", within_s=10, what="the angry tenant is heard")
+        assert chosen("calm") == before["calm"]
+
+
+def test_a_policy_limits_models_and_records_its_shadow(client: httpx.Client) -> None:
+    answer = ask(client, "panel", **{"x-hivemind-policy": "frugal"})
+
+    assert answer.status_code == 200, answer.text
+    record = client.get(f"/api/requests/{answer.headers['x-request-id']}").json()
+    assert record["policy"] == "frugal"
+    assert record["shadow"]["policy"] == "lavish"
+    assert record["shadow"]["chosen_model"] == "panel"
+
+
+def test_a_tenants_policy_applies_without_being_named(client: httpx.Client) -> None:
+    answer = ask(client, "master", tenant="thrifty")
+
+    assert answer.status_code == 400
+    assert "the policy does not allow master" in answer.json()["error"]["message"]
+
+
+def test_a_policy_is_named_on_the_api_too(client: httpx.Client) -> None:
+    body = {"model": "panel", "messages": MESSAGES, "hints": {"strategy": "debate"}}
+    answer = client.post("/api/route", json=body, headers={"x-hivemind-policy": "frugal"})
+
+    assert answer.status_code == 400
+    assert "the policy does not allow debate" in answer.json()["message"]
+
+
+def test_an_unknown_policy_is_a_400_that_names_it(client: httpx.Client) -> None:
+    answer = ask(client, **{"x-hivemind-policy": "nonsense"})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["reason"] == "UNKNOWN_POLICY"
+    assert answer.json()["error"]["param"] == "x-hivemind-policy"
