@@ -53,6 +53,12 @@ def judged_alias(record: Record) -> str:
     return answered[-1] if answered else record.chosen_model
 
 
+def expected_quality(record: Record) -> float | None:
+    """What the decision expected of a single call of that alias; None where it expected nothing (a named model)."""
+    alias = judged_alias(record)
+    return next((c.quality for c in record.candidates if c.alias == alias and c.strategy == "single"), None)
+
+
 class FeedbackStore(Protocol):
     """Where opinions go."""
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.redis_client import store_errors
-from hivemind.servers.router.feedback import Feedback, judged_alias
+from hivemind.servers.router.feedback import Feedback, expected_quality, judged_alias
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.skills import DECAY, Opinions, Skills
 
@@ -32,10 +32,10 @@ redis.call('XADD', KEYS[2], 'MINID', '~', oldest, '*', 'f', ARGV[5])
 if ARGV[7] ~= '' then
   local counts = redis.call('HGET', KEYS[3], ARGV[6])
   if counts or redis.call('HLEN', KEYS[3]) < tonumber(ARGV[9]) then
-    local good, bad = string.match(counts or '0 0', '(%S+) (%S+)')
-    local decay, is_good = tonumber(ARGV[8]), tonumber(ARGV[7])
-    good, bad = tonumber(good) * decay + is_good, tonumber(bad) * decay + 1 - is_good
-    redis.call('HSET', KEYS[3], ARGV[6], string.format('%.6f %.6f', good, bad))
+    local count, surplus = string.match(counts or '0 0', '(%S+) (%S+)')
+    local decay = tonumber(ARGV[8])
+    count, surplus = tonumber(count) * decay + 1, tonumber(surplus) * decay + tonumber(ARGV[7])
+    redis.call('HSET', KEYS[3], ARGV[6], string.format('%.6f %.6f', count, surplus))
   end
 end
 return ARGV[2]
@@ -57,9 +57,10 @@ class RedisFeedbackStore:
              "kind": feedback.kind, "value": feedback.value, "created": feedback.created}
         )  # fmt: skip
         field = "\t".join((record.tenant, judged_alias(record), record.domain))
-        verdict = "" if feedback.verdict is None else str(int(feedback.verdict))
+        expected = expected_quality(record)
+        surplus = "" if feedback.verdict is None or expected is None else f"{feedback.verdict - expected:.6f}"
         args: list[Any] = [
-            key, stored, self._retention_s, OPINIONS_MAX, exported, field, verdict, DECAY, _FIELDS_MAX,
+            key, stored, self._retention_s, OPINIONS_MAX, exported, field, surplus, DECAY, _FIELDS_MAX,
         ]  # fmt: skip
         with store_errors():
             found = await self._add(keys=[_OF_REQUEST + record.request_id, STREAM, _SKILLS], args=args)
@@ -91,5 +92,5 @@ def _key(field: bytes) -> tuple[str, str, str]:
 
 
 def _opinions(value: bytes) -> Opinions:
-    good, bad = value.split()
-    return Opinions(float(good), float(bad))
+    count, surplus = value.split()
+    return Opinions(float(count), float(surplus))

@@ -1,32 +1,35 @@
 """What feedback teaches: P(good enough) of a model in a domain, corrected tenant by tenant.
 
-A Beta posterior whose prior is the gate's own estimate, worth PRIOR opinions; each new opinion takes 1% from the weight
-of those before, so that about the last hundred count (exponential forgetting). A tenant's opinions move only that
-tenant's decisions: nobody can spoil another's.
+Kept is by how much outcomes were better than expected: count and sum of (outcome - estimate), each new opinion taking
+1% from the weight of those before, so that about the last hundred count. The correction is that sum over count +
+PRIOR, the posterior mean of a normal offset whose prior is worth PRIOR opinions; the order of prompts within a domain
+stays. A tenant's opinions move only that tenant's decisions: nobody can spoil another's.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-PRIOR: Final = 20.0
+PRIOR: Final = 60.0
+"""Chosen on the training recordings: the smallest that helped in 95% of the draws of bench/routing."""
 DECAY: Final = 0.99
+_LEAST: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Opinions:
-    """Good and bad ones, decayed."""
+    """How many there were, and the sum of outcome minus estimate; both decayed."""
 
-    good: float = 0.0
-    bad: float = 0.0
+    count: float = 0.0
+    surplus: float = 0.0
 
-    def after(self, *, good: bool) -> "Opinions":
-        """With one more."""
-        return Opinions(self.good * DECAY + good, self.bad * DECAY + (not good))
+    def after(self, outcome: float, estimate: float) -> "Opinions":
+        """With one more: the outcome, and what had been expected, both in [0,1]."""
+        return Opinions(self.count * DECAY + 1, self.surplus * DECAY + outcome - estimate)
 
     def correct(self, p: float) -> float:
-        """The mean of the posterior."""
-        return (PRIOR * p + self.good) / (PRIOR + self.good + self.bad)
+        """An estimate, corrected, in [0.01, 0.99]."""
+        return min(1 - _LEAST, max(_LEAST, p + self.surplus / (PRIOR + self.count)))
 
 
 Key = tuple[str, str, str]

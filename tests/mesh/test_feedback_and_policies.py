@@ -106,7 +106,7 @@ def test_a_flood_of_bad_opinions_moves_no_other_tenants_decisions(
 
         before = {tenant: chosen(tenant) for tenant in ("angry", "calm")}
         assert before["angry"][0] == "courier", before
-        for _ in range(40):
+        for _ in range(60):
             # a named request is not classified: the opinion has to come from one for auto
             request_id = ask(client, "auto", tenant="angry").headers["x-request-id"]
             assert give(client, request_id, tenant="angry", rating=-1).status_code == 200

@@ -10,7 +10,7 @@ from hivemind.servers.router.skills import Opinions, Skills
 def test_opinions_move_an_estimate_towards_them_and_never_out_of_bounds(p: float, verdicts: list[bool]) -> None:
     opinions = Opinions()
     for good in verdicts:
-        opinions = opinions.after(good=good)
+        opinions = opinions.after(good, p)
 
     corrected = opinions.correct(p)
     assert 0 < corrected < 1
@@ -23,16 +23,16 @@ def test_opinions_move_an_estimate_towards_them_and_never_out_of_bounds(p: float
 def test_old_opinions_fade() -> None:
     opinions = Opinions()
     for _ in range(1000):
-        opinions = opinions.after(good=False)
+        opinions = opinions.after(0.0, 0.5)
     for _ in range(200):
-        opinions = opinions.after(good=True)
+        opinions = opinions.after(1.0, 0.5)
 
     assert opinions.correct(0.5) > 0.7
 
 
 def test_a_tenants_opinions_move_that_tenant_only() -> None:
     skills = Skills()
-    skills.replace({("angry", "courier", "facts"): Opinions(0.0, 90.0)})
+    skills.replace({("angry", "courier", "facts"): Opinions(90.0, -72.0)})
 
     assert skills.of("angry")("courier", "facts", 0.8) < 0.2
     assert skills.of("calm")("courier", "facts", 0.8) == 0.8

@@ -1,0 +1,202 @@
+"""How good the quality gate's order is, on recorded outcomes: `make bench NAME=routing DATA=DIR`.
+
+The gate, as it is checked in, against random order, prompt length, an n-gram logistic regression and a vote of the
+nearest neighbours (RouteLLM's kind of baseline, trained here on the same train files), and the oracle. Scored by
+routing_score.py, which lies beside the data's parent folder. Then: what feedback adds. Whole subjects or tasks are left
+out of a fit, 5% of their outcomes are fed back at random as they come, and each later request is scored with what was
+known before it.
+"""
+
+import argparse
+import csv
+import gzip
+import importlib.util
+import json
+import platform
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from hivemind.servers.router.gate.features import Features
+from hivemind.servers.router.gate.model import TABLE_FILE, Gate
+from hivemind.servers.router.gate.wordpiece import PieceTable
+from hivemind.servers.router.skills import Opinions
+from hivemind.training.router_gate import (
+    COSTS,
+    FILES,
+    LINEAR,
+    apgr,
+    calibration_error,
+    held_out,
+    need,
+    read,
+    whole_kinds,
+)  # fmt: skip
+
+HERE = Path(__file__).resolve().parent
+NEIGHBOURS = 50
+DRAWS = 30
+FED_BACK = 0.05
+
+
+def rows_of(data: Path, pair: str, split: str) -> list[dict[str, str]]:
+    """The rows of one file."""
+    csv.field_size_limit(1 << 30)
+    with gzip.open(data / f"{FILES[pair]}_{split}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def outcomes(rows: list[dict[str, str]]) -> Any:
+    """Quality of weak and strong, (rows, 2)."""
+    return np.array([[float(r["weak_score"]), float(r["strong_score"])] for r in rows])
+
+
+def baselines(train: list[dict[str, str]], dev: list[dict[str, str]], vectors: tuple[Any, Any]) -> dict[str, Any]:
+    """Scores of the simple routers on dev."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    y = outcomes(train)
+    gain = y[:, 1] - y[:, 0]
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    x = words.fit_transform(r["prompt"] for r in train)
+    ngram = LogisticRegression(C=1.0, max_iter=300).fit(x, y[:, 0] < 0.5)
+    near = np.argsort(-(vectors[1] @ vectors[0].T), axis=1)[:, :NEIGHBOURS]
+    return {
+        "random": np.random.default_rng(0).random(len(dev)),
+        "prompt length": np.array([float(len(r["prompt"])) for r in dev]),
+        "n-gram logistic": ngram.predict_proba(words.transform(r["prompt"] for r in dev))[:, 1],
+        "embedding kNN": gain[near].mean(axis=1),
+    }
+
+
+def unit(rows: list[dict[str, str]]) -> Any:
+    """Static embeddings of length one."""
+    table = PieceTable(TABLE_FILE)
+    found = np.array([table.embed(table.pieces(r["prompt"])) for r in rows])
+    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
+def with_feedback(data: Path, pair: str, *, by_kind: bool) -> dict[str, float]:
+    """The paired gain in APGR of learning from 5% of the outcomes on subjects that the fit never saw.
+
+    Learnt as servers/router/skills.py does, by subject where the client names it (`hints.domain`), else by domain.
+    """
+    features = Features(PieceTable(TABLE_FILE))
+    own, other = (read(data, p, "train", features) for p in (pair, next(p for p in FILES if p != pair)))
+    columns = np.array(
+        [i for i, n in enumerate(features.names) if n in LINEAR or n.startswith(("meaning_", "domain_"))]
+    )
+    trees, lines, unknown = held_out(own, other, whole_kinds(own), columns)
+    share = json.loads(_about())["pairs"][pair]["share"]
+    heads = np.clip(share * trees + (1 - share) * lines, 0.01, 0.99)
+    groups = [str(k) for k in own.kinds] if by_kind else own.domains
+    plain, gains = need(heads, unknown), []
+    for draw in range(DRAWS):
+        rng = np.random.default_rng(draw)
+        opinions: dict[str, tuple[Opinions, Opinions]] = {}
+        learnt = heads.copy()
+        for i in rng.permutation(len(heads)):
+            known = opinions.get(groups[i], (Opinions(), Opinions()))
+            learnt[i] = [o.correct(p) for o, p in zip(known, heads[i], strict=True)]
+            if rng.random() < FED_BACK:
+                after = [o.after(y, p) for o, y, p in zip(known, own.y[i], heads[i], strict=True)]
+                opinions[groups[i]] = (after[0], after[1])
+        gains.append(apgr(need(learnt, unknown), own.y) - apgr(plain, own.y))
+    low, high = np.percentile(gains, [2.5, 97.5])
+    return {"gain": float(np.mean(gains)), "low": float(low), "high": float(high), "without": apgr(plain, own.y)}
+
+
+def _about() -> str:
+    from safetensors import safe_open
+
+    from hivemind.servers.router.gate.model import MODEL_FILE
+
+    with safe_open(MODEL_FILE, framework="np") as opened:
+        return str(opened.metadata()["about"])
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the tables in Markdown and writes bench/results/routing.json and routing.png."""
+    parser = argparse.ArgumentParser(
+        prog="routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the recordings")
+    parser.add_argument("--scorer", type=Path, help="routing_score.py; default: two folders above the data")
+    options = parser.parse_args(arguments)
+    scorer = _scorer(options.scorer or options.data.resolve().parent.parent / "routing_score.py")
+    gate, results, curves = Gate(), {}, {}
+    for pair in FILES:
+        train, dev = rows_of(options.data, pair, "train"), rows_of(options.data, pair, "dev")
+        y, found = outcomes(dev), [gate.estimate(r["prompt"], pair) for r in dev]
+        scores = baselines(train, dev, (unit(train), unit(dev))) | {
+            "hivemind, generic": np.array([gate.estimate(r["prompt"]).need for r in dev]),
+            "hivemind": np.array([e.need for e in found]),
+            "oracle": y[:, 1] - y[:, 0],
+        }
+        weak_cost, strong_cost = (np.full(len(y), c) for c in COSTS[pair])
+        print(
+            f"\n### {pair}: {len(y)} questions of dev\n\n| router | APGR | 95% interval | cost at 95% quality | CPT50 |"
+        )
+        print("| --- | ---: | ---: | ---: | ---: |")
+        results[pair] = {}
+        for name, score in scores.items():
+            told = scorer.evaluate(score, y[:, 0], y[:, 1], weak_cost, strong_cost)
+            told |= scorer.bootstrap(score, y[:, 0], y[:, 1], weak_cost, strong_cost, 200)
+            low, high = told["apgr_ci95"]
+            results[pair][name] = {k: v for k, v in told.items() if isinstance(v, float | list)}
+            shown = f"{told['apgr']:.3f} | {low:.3f} to {high:.3f} | {told['q95_cost']:.1f}% | {told['cpt50']:.1f}%"
+            print(f"| {name} | {shown} |")
+        curves[pair] = {n: scorer.curve(s, y[:, 0], y[:, 1], weak_cost, strong_cost) for n, s in scores.items()}
+        errors = [
+            calibration_error(np.array([getattr(e, h) for e in found]), y[:, i])
+            for i, h in enumerate(("weak", "strong"))
+        ]
+        print(f"\nCalibration error: weak {errors[0]:.3f}, strong {errors[1]:.3f} (target: below 0.05)")
+        results[pair]["calibration_error"] = errors
+        for by_kind, words in ((True, "subject named"), (False, "domain recognised")):
+            fed = results[pair][f"feedback, {words}"] = with_feedback(options.data, pair, by_kind=by_kind)
+            print(
+                f"Left-out kinds, {words}: APGR {fed['without']:.3f}; 5% of the outcomes fed back add "
+                f"{fed['gain']:+.3f} [{fed['low']:+.3f}, {fed['high']:+.3f}] over {DRAWS} draws"
+            )
+    folder = HERE / "results"
+    folder.mkdir(exist_ok=True)
+    machine = {"python": platform.python_version(), "numpy": np.__version__}
+    (folder / "routing.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    _draw(curves, folder / "routing.png")
+    print("\nbench/results/routing.json, bench/results/routing.png")
+
+
+def _scorer(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("routing_score", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SystemExit(f"{path} is not there; name the scorer with --scorer")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _draw(curves: dict[str, dict[str, Any]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(11, 4.5))
+    for axis, (pair, lines) in zip(axes, curves.items(), strict=True):
+        for name, (_, quality, cost) in lines.items():
+            axis.plot(cost, quality, label=name, linewidth=2.2 if name == "hivemind" else 1.0)
+        axis.set_title(pair)
+        axis.set_xlabel("mean price, USD per million tokens")
+        axis.set_ylabel("mean quality")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
