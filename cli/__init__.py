@@ -14,6 +14,9 @@ app = typer.Typer(
 governor = typer.Typer(no_args_is_help=True, help="Toggles and budgets of the running mesh.", rich_markup_mode=None)
 app.add_typer(governor, name="governor")
 
+router = typer.Typer(no_args_is_help=True, help="What routing achieved.", rich_markup_mode=None)
+app.add_typer(router, name="router")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -101,6 +104,26 @@ def governor_set(settings: Annotated[list[str], typer.Argument(help="key=value")
 
         answer = _api().post("/api/config/governor", commands.governor_body(settings))
         _print(answer, commands.show_governor, as_json)
+
+
+@router.command("report")
+def router_report_command(
+    png: Annotated[str, typer.Option(help="Also draw the calibration curve into this file.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show savings, reliability of the estimates, and regret estimated from exploration."""
+    with _errors():
+        from pathlib import Path
+
+        from hivemind.cli import router_report as reporting
+
+        found = reporting.report(reporting.records(_api()))
+        if as_json:
+            _print(reporting.as_json(found), _nothing, True)
+        else:
+            _print(found, reporting.show, False)
+        if png:
+            reporting.draw(found, Path(png))
 
 
 @app.command("logs")

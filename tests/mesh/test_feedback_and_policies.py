@@ -1,5 +1,6 @@
 """Opinions on answers, and policies, through a real mesh with two Routers and a real Redis."""
 
+import json
 import threading
 from typing import Any
 
@@ -113,6 +114,56 @@ def test_a_flood_of_bad_opinions_moves_no_other_tenants_decisions(
 
         until(lambda: chosen("angry")[0] == "master", within_s=10, what="the angry tenant is heard")
         assert chosen("calm") == before["calm"]
+
+
+def test_the_report_counts_what_was_rated(client: httpx.Client, mesh: RunningMesh) -> None:
+    request_id = ask(client, "auto").headers["x-request-id"]
+    assert give(client, request_id, rating=1).status_code == 200
+
+    shown = mesh.command("router", "report", "--json", check=False)
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout)
+
+    assert found["requests"] >= 1
+    assert found["rated"] >= 1
+    assert "rated good" in mesh.command("router", "report").stdout
+
+
+VARIED = {
+    "Who painted the Mona Lisa?": "facts",
+    "What is the capital of Australia?": "facts",
+    "Write a Python function that merges two sorted lists without using sort.": "code",
+    "Fix this code: def add(a, b): return a - b": "code",
+    "Solve the equation 3x^2 - 12x + 9 = 0 and evaluate the sum of its roots.": "math",
+    "A train travels 60 miles in 45 minutes. How many miles does it travel in 2 hours?": "math",
+    "The plaintiff sued the defendant for breach of contract; will the court find for the plaintiff?": "law",
+    "A patient has fever and a rash; which disease fits these symptoms?": "medicine",
+    "Rewrite this sentence as a poem about the sea.": "writing",
+    "There are 3 houses in a row. Use the clues to solve the puzzle: who lives left of the baker?": "logic",
+}
+
+
+def test_ten_varied_prompts_are_decided_for_reasons_that_differ(
+    tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
+) -> None:
+    config = (
+        f'[models.courier]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
+        f'[models.master]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
+        "input_price = 2.5\noutput_price = 10.0\n"
+    )
+    with running_mesh(tmp_path_factory.mktemp("varied"), config) as mesh, mesh.client() as client:
+        decisions = {}
+        for prompt, domain in VARIED.items():
+            made = client.post("/api/route", json={"messages": [{"role": "user", "content": prompt}]}).json()
+            assert made["domain"] == domain, prompt
+            record = client.get(f"/api/requests/{made['request_id']}").json()
+            assert record["decision"]["reason"] == made["reason"]
+            assert record["calls"] == []
+            decisions[prompt] = made
+
+    assert len({d["reason"] for d in decisions.values()}) >= 8
+    assert {d["chosen_model"] for d in decisions.values()} == {"courier", "master"}
+    assert decisions["Who painted the Mona Lisa?"]["chosen_model"] == "courier"
 
 
 def test_a_policy_limits_models_and_records_its_shadow(client: httpx.Client) -> None:
