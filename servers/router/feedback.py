@@ -1,6 +1,7 @@
 """Opinions on answers: checked, stored with the request, once each."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -65,5 +66,5 @@ class FeedbackStore(Protocol):
     async def add(self, record: Record, feedback: Feedback, key: str) -> Feedback:
         """Stores an opinion and answers it; the one stored first where the key was used before. MeshError if full."""
 
-    async def of(self, request_id: str) -> list[Feedback]:
-        """The opinions on a request, oldest first."""
+    async def of(self, request_ids: Sequence[str]) -> list[list[Feedback]]:
+        """The opinions on each of some requests, oldest first, in one round trip."""

@@ -1,6 +1,7 @@
 """Opinions in Redis: a hash a request, a stream of all for export, and a hash of decayed counts for all Routers."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -68,11 +69,14 @@ class RedisFeedbackStore:
             raise invalid_field("request_id", f"{OPINIONS_MAX} opinions on this request are stored already")
         return Feedback(**orjson.loads(found))
 
-    async def of(self, request_id: str) -> list[Feedback]:
+    async def of(self, request_ids: Sequence[str]) -> list[list[Feedback]]:
         """See feedback.FeedbackStore."""
+        pipe = self._redis.pipeline(transaction=False)
+        for request_id in request_ids:
+            pipe.hvals(_OF_REQUEST + request_id)
         with store_errors():
-            found: Any = await self._redis.hvals(_OF_REQUEST + request_id)
-        return sorted((Feedback(**orjson.loads(f)) for f in found), key=lambda f: f.created)
+            found: Any = await pipe.execute()
+        return [sorted((Feedback(**orjson.loads(f)) for f in each), key=lambda f: f.created) for each in found]
 
     async def follow(self, skills: Skills, interval_s: float) -> None:
         """Keeps a snapshot of the counts up to date, for ever; the last one holds while Redis is away."""

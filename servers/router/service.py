@@ -108,7 +108,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     async def GetRequest(self, request: router_pb2.GetRequestRequest, context: Any) -> router_pb2.RequestRecord:
         """See router.proto. A record that another replica is about to store is waited for, up to a second."""
         record = await self._find(request.id)
-        return translate.record_of(record, await self._feedback.of(record.request_id))
+        return translate.record_of(record, (await self._feedback.of([record.request_id]))[0])
 
     async def SubmitFeedback(
         self, request: router_pb2.SubmitFeedbackRequest, context: Any
@@ -130,7 +130,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         """See router.proto."""
         size = translate.page_size(request.page_size)
         found, token = await self._records.list(page_size=size, page_token=request.page_token, tenant=request.tenant)
-        opinions = await asyncio.gather(*(self._feedback.of(r.request_id) for r in found))
+        opinions = await self._feedback.of([r.request_id for r in found])
         return router_pb2.ListRequestsResponse(
             requests=map(translate.record_of, found, opinions), next_page_token=token
         )
