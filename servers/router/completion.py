@@ -36,6 +36,7 @@ MAX_ATTEMPTS: Final = 3
 RETRY_DELAY_S: Final = 0.1
 LONGEST_RETRY_AFTER_S: Final = 2.0
 AFTER_DONE_S: Final = 0.25
+_BY_NAME: Final = Situation()
 _CLIENTS_FAULT: Final = frozenset({400, 413, 415, 422})
 
 
@@ -276,8 +277,10 @@ class Completions:
         request, record = work.request, work.record
         catalogue = self.fleet.catalogue
         policy = policy_of(request.policy, request.tenant, catalogue)
-        estimate = self._estimate(request)
         states = self.fleet.states()
+        if not request.wants_auto and not request.hints.strategy and not policy.name:
+            return self._decided(work, decide(request, states, _BY_NAME))  # the hot path
+        estimate = self._estimate(request)
 
         def situation(under: Policy, rate: float) -> Situation:
             return Situation(
@@ -295,6 +298,10 @@ class Completions:
                 record.shadow = Shadow(policy.shadow, other.strategy, other.chosen.model.alias, other.reason)
             except MeshError as error:
                 record.shadow = Shadow(policy.shadow, "", "", f"refused: {error.message}")
+        return self._decided(work, decision)
+
+    def _decided(self, work: Work, decision: Decision) -> Decision:
+        record = work.record
         record.strategy, record.chosen_model = decision.strategy, decision.chosen.model.alias
         record.domain, record.reason, record.candidates = decision.domain, decision.reason, decision.candidates
         record.degraded += decision.degraded
