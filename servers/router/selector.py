@@ -268,7 +268,7 @@ def _check_strategy(request: Request, situation: Situation) -> None:
     if strategy and strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise invalid_field("hints.strategy", f"{strategy!r} is none of {known}", reason="UNKNOWN_STRATEGY")
-    if request.single_only and strategy not in ("", SINGLE, "cascade"):
+    if request.single_only and strategy not in ("", SINGLE):
         text = f"{strategy} cannot be combined with tools, n > 1, logprobs, response_format or images; use single"
         raise invalid_field("hints.strategy", text, reason="HINTS_NOT_MET")
     if strategy and situation.allowed_strategies and strategy not in situation.allowed_strategies:
@@ -324,7 +324,7 @@ def _problem(request: Request, option: Option, situation: Situation, *, named: b
         return "it takes no images"
     if request.tools and not model.tools and not named:
         return "it takes no tools"
-    if request.single_only and multiple:
+    if request.single_only and option.strategy != SINGLE:
         return "tools, n, logprobs and response_format need a single call"
     return "" if hints.strategy else _not_by_itself(request, option, situation)
 

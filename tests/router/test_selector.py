@@ -127,6 +127,12 @@ def test_a_hard_question_goes_to_the_strong_model_and_the_reason_says_so() -> No
     assert "math" in hard.reason
 
 
+def test_a_request_with_tools_is_never_answered_by_a_composed_answer() -> None:
+    decision = decide(request(tools=True, single_only=True), ROOMY, dial=1.0, estimate=HARD)
+
+    assert decision.strategy == "single"
+
+
 def test_unknown_territory_goes_to_the_strong_model() -> None:
     known = Estimate(weak=0.7, strong=0.75, unknown=0.02, domain="facts")
     unknown = Estimate(weak=0.7, strong=0.75, unknown=0.95, domain="sailing")
