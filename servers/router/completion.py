@@ -563,6 +563,7 @@ class OpenStream:
         self._response = response
         self._splitter = EventSplitter()
         self._first: list[tuple[bytes, dict[str, Any] | None]] = []
+        self._failure: BrokenStream | None = None
 
     async def read_first(self, *, within_s: float) -> None:
         """Reads until the first event with data; UpstreamError or BrokenStream if there is none in time."""
@@ -574,7 +575,7 @@ class OpenStream:
             timer.cancel()
 
     async def _read_first(self) -> None:
-        while chunk := await self._response.next():
+        while chunk := await self._next_chunk():
             self._first += self._events(chunk)
             if any(parsed is not None for _, parsed in self._first):
                 return
@@ -619,20 +620,29 @@ class OpenStream:
     async def _next_batch(self) -> list[tuple[bytes, dict[str, Any] | None]]:
         """The next whole events: a server that drips single bytes does not count as alive."""
         while True:
-            chunk = await self._response.next()
+            chunk = await self._next_chunk()
             if not chunk:
                 raise BrokenStream(self.chat.why_broken())
             batch = self._events(chunk)
             if batch or self.chat.done:
                 return batch
 
+    async def _next_chunk(self) -> bytes:
+        if self._failure is not None:
+            raise self._failure
+        return await self._response.next()
+
     def _events(self, chunk: bytes) -> list[tuple[bytes, dict[str, Any] | None]]:
+        """The events of a chunk. A failure behind them comes next: how the network cuts the bytes must not matter."""
         events: list[tuple[bytes, dict[str, Any] | None]] = []
-        for raw in self._splitter.feed(chunk):
-            parsed = self.chat.take(raw)
-            if self.chat.done:
-                break
-            events.append((raw, parsed))
+        try:
+            for raw in self._splitter.feed(chunk):
+                parsed = self.chat.take(raw)
+                if self.chat.done:
+                    break
+                events.append((raw, parsed))
+        except BrokenStream as failure:
+            self._failure = failure
         return events
 
     async def _read_to_end(self) -> None:

@@ -105,7 +105,17 @@ def test_a_server_that_hangs_is_given_up(client: httpx.Client, stream: bool) -> 
 
 @pytest.mark.parametrize(
     "alias",
-    ["hang_mid", "drip", "truncated", "no_done", "no_finish", "malformed", "huge_event", "error_in_band"],
+    [
+        "hang_mid",
+        "drip",
+        "truncated",
+        "no_done",
+        "no_finish",
+        "malformed",
+        "malformed_at_once",
+        "huge_event",
+        "error_in_band",
+    ],
 )
 def test_a_broken_stream_ends_with_an_error_event_and_never_with_done(client: httpx.Client, alias: str) -> None:
     answer = ask(client, alias, stream=True)

@@ -195,6 +195,14 @@ async def malformed(call: Call) -> None:
     await call.end_stream()
 
 
+async def malformed_at_once(call: Call) -> None:
+    """A whole event and a broken one in the same bytes, however the network cuts them."""
+    call.begin_stream()
+    whole = json.dumps(chunk_of(content="Once ")).encode()
+    await call.chunk(b'data: %b\n\ndata: {"choices": [{"delta"\n\n' % whole)
+    await call.end_stream()
+
+
 async def huge_event(call: Call) -> None:
     call.begin_stream()
     await call.event(content="Once ")
@@ -317,14 +325,13 @@ def sure(probability: float) -> Callable[[Call], Awaitable[None]]:
 SCRIPTS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "ok": ok, "slow": slow, "spaced": spaced, "flood": flood, "hang": hang, "hang_mid": hang_mid, "drip": drip,
     "truncated": truncated, "no_done": no_done, "no_finish": no_finish, "malformed": malformed,
-    "huge_event": huge_event, "error_in_band": error_in_band, "html": html, "empty_choices": empty_choices,
-    "null_content": null_content, "odd_finish": odd_finish, "no_usage": no_usage, "tool_call": tool_call,
-    "faithful": faithful, "bad_request": status(400), "unauthorized": status(401), "rate_limited": status(429),
-    "error_500": status(500), "error_503": status(503), "long_retry": status(429, Retry_After="60"),
-    "panel": panel(), "panel_refuses": panel(status(400)), "panel_hangs": panel(hang),
-    "sure": sure(0.95),
-    "unsure": sure(0.3), "first_429": first(status(429, Retry_After="1")), "first_500": first(status(500)),
-    "first_503": first(status(503)),
+    "malformed_at_once": malformed_at_once, "huge_event": huge_event, "error_in_band": error_in_band, "html": html,
+    "empty_choices": empty_choices, "null_content": null_content, "odd_finish": odd_finish, "no_usage": no_usage,
+    "tool_call": tool_call, "faithful": faithful, "bad_request": status(400), "unauthorized": status(401),
+    "rate_limited": status(429), "error_500": status(500), "error_503": status(503),
+    "long_retry": status(429, Retry_After="60"), "panel": panel(), "panel_refuses": panel(status(400)),
+    "panel_hangs": panel(hang), "sure": sure(0.95), "unsure": sure(0.3),
+    "first_429": first(status(429, Retry_After="1")), "first_500": first(status(500)), "first_503": first(status(503)),
 }  # fmt: skip
 
 
