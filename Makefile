@@ -1,7 +1,7 @@
 # Everything a fresh machine needs besides Python 3.11 or 3.12 is installed here. `make up` and `make test` are enough.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: install gen baseline lint type unit integration test check up down demo bench clean
+.PHONY: install gen baseline lint type unit integration test check up down bench clean
 
 # The first interpreter that runs and suits: 3.12, 3.11, or a newer one where redis-server is installed (the Redis that
 # comes as a wheel has none for it). Override with PYTHON=...
