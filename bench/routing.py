@@ -8,31 +8,34 @@ known before it.
 """
 
 import argparse
-import csv
-import gzip
 import importlib.util
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from hivemind.servers.router.gate.features import Features
-from hivemind.servers.router.gate.model import TABLE_FILE, Gate
+from hivemind.servers.router.gate.model import MODEL_FILE, TABLE_FILE, Gate
 from hivemind.servers.router.gate.wordpiece import PieceTable
 from hivemind.servers.router.skills import Opinions
 from hivemind.training.router_gate import (
     COSTS,
     FILES,
-    LINEAR,
+    Recording,
     apgr,
-    calibration_error,
+    head_errors,
     held_out,
+    linear_columns,
     need,
+    outcomes,
     read,
+    rows_of,
     whole_kinds,
 )  # fmt: skip
 
@@ -40,18 +43,6 @@ HERE = Path(__file__).resolve().parent
 NEIGHBOURS = 50
 DRAWS = 30
 FED_BACK = 0.05
-
-
-def rows_of(data: Path, pair: str, split: str) -> list[dict[str, str]]:
-    """The rows of one file."""
-    csv.field_size_limit(1 << 30)
-    with gzip.open(data / f"{FILES[pair]}_{split}.csv.gz", "rt", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def outcomes(rows: list[dict[str, str]]) -> Any:
-    """Quality of weak and strong, (rows, 2)."""
-    return np.array([[float(r["weak_score"]), float(r["strong_score"])] for r in rows])
 
 
 def baselines(train: list[dict[str, str]], dev: list[dict[str, str]], vectors: tuple[Any, Any]) -> dict[str, Any]:
@@ -80,20 +71,17 @@ def unit(rows: list[dict[str, str]]) -> Any:
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
 
 
-def with_feedback(data: Path, pair: str, *, by_kind: bool) -> dict[str, float]:
-    """The paired gain in APGR of learning from 5% of the outcomes on subjects that the fit never saw.
-
-    Learnt as servers/router/skills.py does, by subject where the client names it (`hints.domain`), else by domain.
-    """
+def left_out(data: Path, pair: str) -> tuple[Recording, Any, Any]:
+    """The recording, what a fit that never saw a row's kind predicts for it, (rows, 2), and how unknown it is."""
     features = Features(PieceTable(TABLE_FILE))
     own, other = (read(data, p, "train", features) for p in (pair, next(p for p in FILES if p != pair)))
-    columns = np.array(
-        [i for i, n in enumerate(features.names) if n in LINEAR or n.startswith(("meaning_", "domain_"))]
-    )
-    trees, lines, unknown = held_out(own, other, whole_kinds(own), columns)
+    trees, lines, unknown = held_out(own, other, whole_kinds(own), linear_columns(features))
     share = json.loads(_about())["pairs"][pair]["share"]
-    heads = np.clip(share * trees + (1 - share) * lines, 0.01, 0.99)
-    groups = [str(k) for k in own.kinds] if by_kind else own.domains
+    return own, np.clip(share * trees + (1 - share) * lines, 0.01, 0.99), unknown
+
+
+def with_feedback(y: Any, heads: Any, unknown: Any, groups: Sequence[str]) -> dict[str, float]:
+    """The paired gain in APGR of learning, group by group, from 5% of the outcomes as servers/router/skills.py does."""
     plain, gains = need(heads, unknown), []
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
@@ -103,18 +91,14 @@ def with_feedback(data: Path, pair: str, *, by_kind: bool) -> dict[str, float]:
             known = opinions.get(groups[i], (Opinions(), Opinions()))
             learnt[i] = [o.correct(p) for o, p in zip(known, heads[i], strict=True)]
             if rng.random() < FED_BACK:
-                after = [o.after(y, p) for o, y, p in zip(known, own.y[i], heads[i], strict=True)]
+                after = [o.after(outcome, p) for o, outcome, p in zip(known, y[i], heads[i], strict=True)]
                 opinions[groups[i]] = (after[0], after[1])
-        gains.append(apgr(need(learnt, unknown), own.y) - apgr(plain, own.y))
+        gains.append(apgr(need(learnt, unknown), y) - apgr(plain, y))
     low, high = np.percentile(gains, [2.5, 97.5])
-    return {"gain": float(np.mean(gains)), "low": float(low), "high": float(high), "without": apgr(plain, own.y)}
+    return {"gain": float(np.mean(gains)), "low": float(low), "high": float(high), "without": apgr(plain, y)}
 
 
 def _about() -> str:
-    from safetensors import safe_open
-
-    from hivemind.servers.router.gate.model import MODEL_FILE
-
     with safe_open(MODEL_FILE, framework="np") as opened:
         return str(opened.metadata()["about"])
 
@@ -151,14 +135,13 @@ def main(arguments: list[str]) -> None:
             shown = f"{told['apgr']:.3f} | {low:.3f} to {high:.3f} | {told['q95_cost']:.1f}% | {told['cpt50']:.1f}%"
             print(f"| {name} | {shown} |")
         curves[pair] = {n: scorer.curve(s, y[:, 0], y[:, 1], weak_cost, strong_cost) for n, s in scores.items()}
-        errors = [
-            calibration_error(np.array([getattr(e, h) for e in found]), y[:, i])
-            for i, h in enumerate(("weak", "strong"))
-        ]
+        errors = head_errors(found, y)
         print(f"\nCalibration error: weak {errors[0]:.3f}, strong {errors[1]:.3f} (target: below 0.05)")
         results[pair]["calibration_error"] = errors
-        for by_kind, words in ((True, "subject named"), (False, "domain recognised")):
-            fed = results[pair][f"feedback, {words}"] = with_feedback(options.data, pair, by_kind=by_kind)
+        own, heads, unknown = left_out(options.data, pair)
+        # a client may name the subject as hints.domain; else the domain that was recognised stands for it
+        for groups, words in ((list(map(str, own.kinds)), "subject named"), (own.domains, "domain recognised")):
+            fed = results[pair][f"feedback, {words}"] = with_feedback(own.y, heads, unknown, groups)
             print(
                 f"Left-out kinds, {words}: APGR {fed['without']:.3f}; 5% of the outcomes fed back add "
                 f"{fed['gain']:+.3f} [{fed['low']:+.3f}, {fed['high']:+.3f}] over {DRAWS} draws"

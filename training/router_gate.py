@@ -13,7 +13,7 @@ import gzip
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivemind.servers.router.gate.features import Features
-from hivemind.servers.router.gate.model import FAR_GAIN, GENERIC, KAPPA, MODEL_FILE, TABLE_FILE, Gate
-from hivemind.servers.router.gate.wordpiece import Floats, PieceTable
+from hivemind.servers.router.gate.model import FAR_GAIN, GENERIC, KAPPA, MODEL_FILE, TABLE_FILE, Estimate, Gate
+from hivemind.servers.router.gate.wordpiece import FIRST_WORD, Floats, PieceTable
 
 FILES: Final = {"mmlu": "mmlu_mixtral_gpt4", "open9": "open9"}
 COSTS: Final = {"mmlu": (0.24, 24.7), "open9": (0.2, 0.9)}
@@ -38,6 +38,7 @@ SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 FOLDS: Final = 5
 SUBJECT_FOLDS: Final = 16
 DRAWS: Final = 200
+LONGEST_FIELD: Final = 1 << 30
 LINEAR: Final = (
     "log_length", "log_question", "digit_share", "log_digits", "has_options", "options", "log_option_length",
     "option_spread", "numeric_options", "negation", "formula", "has_question_mark", "lines", "numbered_claims",
@@ -61,15 +62,29 @@ class Recording:
     domains: list[str]
 
 
+def rows_of(data: Path, pair: str, split: str) -> list[dict[str, str]]:
+    """The rows of one file of the data."""
+    csv.field_size_limit(LONGEST_FIELD)
+    with opened(data / f"{FILES[pair]}_{split}.csv.gz", "r") as file:
+        return list(csv.DictReader(file))
+
+
+def outcomes(rows: Sequence[Mapping[str, str]]) -> Doubles:
+    """Quality of weak and strong, (rows, 2)."""
+    return np.array([[float(r["weak_score"]), float(r["strong_score"])] for r in rows])
+
+
 def read(data: Path, pair: str, split: str, features: Features) -> Recording:
     """One file of the data, with its features."""
-    with opened(data / f"{FILES[pair]}_{split}.csv.gz", "r") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(data, pair, split)
     found = [features.of(row["prompt"]) for row in rows]
-    y = np.array([[float(r["weak_score"]), float(r["strong_score"])] for r in rows])
-    return Recording(
-        pair, np.array([f[0] for f in found]), y, np.array([r["domain"] for r in rows]), [f[1] for f in found]
-    )
+    kinds = np.array([r["domain"] for r in rows])
+    return Recording(pair, np.array([f[0] for f in found]), outcomes(rows), kinds, [f[1] for f in found])
+
+
+def linear_columns(features: Features) -> Whole:
+    """Where the line's features stand."""
+    return np.array([i for i, n in enumerate(features.names) if n in LINEAR or n.startswith(("meaning_", "domain_"))])
 
 
 def apgr(score: Doubles, y: Doubles) -> float:
@@ -96,6 +111,14 @@ def calibration_error(p: Doubles, y: Doubles, bins: int = 10) -> float:
     """Expected calibration error over bins of equal size (Naeini et al. 2015)."""
     parts = np.array_split(np.argsort(p), bins)
     return float(sum(len(i) * abs(p[i].mean() - y[i].mean()) for i in parts) / len(p))
+
+
+def head_errors(found: Sequence[Estimate], y: Doubles) -> tuple[float, float]:
+    """The calibration errors of the weak and the strong head."""
+    return (
+        calibration_error(np.array([e.weak for e in found]), y[:, 0]),
+        calibration_error(np.array([e.strong for e in found]), y[:, 1]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +200,7 @@ def calibrate(p: Doubles, y: Doubles) -> Doubles:
 def train(data: Path, out: Path) -> None:
     """Chooses by cross-validation, fits on all of train, writes the artefact and its card."""
     features = Features(PieceTable(TABLE_FILE))
-    columns = np.array(
-        [i for i, n in enumerate(features.names) if n in LINEAR or n.startswith(("meaning_", "domain_"))]
-    )
+    columns = linear_columns(features)
     recordings = {pair: read(data, pair, "train", features) for pair in FILES}
     tensors: dict[str, NDArray[Any]] = {}
     about: dict[str, Any] = {"features": list(features.names), "pairs": {}}
@@ -237,16 +258,11 @@ def evaluate(data: Path, model: Path) -> None:
     """Prints APGR with its interval and the calibration error of both heads on dev."""
     gate = Gate(model=model)
     for pair in FILES:
-        with opened(data / f"{FILES[pair]}_dev.csv.gz", "r") as file:
-            rows = list(csv.DictReader(file))
-        found = [gate.estimate(r["prompt"], pair) for r in rows]
-        y = np.array([[float(r["weak_score"]), float(r["strong_score"])] for r in rows])
+        rows = rows_of(data, pair, "dev")
+        found, y = [gate.estimate(r["prompt"], pair) for r in rows], outcomes(rows)
         score = np.array([e.need for e in found])
         low, high = interval(score, y)
-        errors = [
-            calibration_error(np.array([getattr(e, h) for e in found]), y[:, i])
-            for i, h in enumerate(("weak", "strong"))
-        ]
+        errors = head_errors(found, y)
         generic = apgr(np.array([gate.estimate(r["prompt"]).need for r in rows]), y)
         print(
             f"{pair}: {len(y)} questions, APGR {apgr(score, y):.3f} [{low:.3f}, {high:.3f}], generic {generic:.3f}, "
@@ -257,7 +273,7 @@ def evaluate(data: Path, model: Path) -> None:
 def score(source: Path, target: Path, pair: str) -> None:
     """Reads row_id,prompt and writes row_id,p_strong (in [0,1]; only its order is meant)."""
     gate = Gate()
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(LONGEST_FIELD)
     with opened(source, "r") as incoming, opened(target, "w") as outgoing:
         writer = csv.writer(outgoing)
         writer.writerow(["row_id", "p_strong"])
@@ -272,8 +288,6 @@ def distil(out: Path, size: int = 64) -> None:
     from hivemind.training.minilm import vocabulary_vectors
 
     pieces, vectors = vocabulary_vectors()
-    from hivemind.servers.router.gate.wordpiece import FIRST_WORD
-
     centred = vectors - vectors.mean(axis=0)
     axes = np.linalg.svd(centred[FIRST_WORD:], full_matrices=False)[2][:size]
     rank = np.arange(len(pieces))
@@ -325,5 +339,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    csv.field_size_limit(1 << 30)
     main(sys.argv[1:])

@@ -7,7 +7,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import orjson
@@ -24,11 +24,12 @@ from hivemind.servers.router.records import Call, Record, Recorder, Shadow, Toke
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.roles import RoleFailed
 from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
-from hivemind.servers.router.spend import BudgetBook, Hold
+from hivemind.servers.router.spend import BudgetBook
 from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
 from hivemind.servers.router.strategy_calls import Listener, StrategyCaller, StrategyStream, composed
 from hivemind.servers.router.tokens import text_tokens
+from hivemind.servers.router.work import Answer, UpstreamRefused, Work
 
 PATH: Final = "/chat/completions"
 MAX_ANSWER_BYTES: Final = 64 << 20
@@ -61,43 +62,12 @@ class QualityGate(Protocol):
         """The estimate for a prompt."""
 
 
-class UpstreamRefused(Exception):
-    """A model server found fault with the request itself; status and body are for the client."""
-
-    def __init__(self, status: int, body: bytes) -> None:
-        super().__init__(f"the model server answered {status}")
-        self.status, self.body = status, body
-
-
 class _AttemptFailed(Exception):
     """One call failed in a way that another may cure."""
 
     def __init__(self, why: str, *, retry_after_s: float = 0.0, endpoints_fault: bool = True) -> None:
         super().__init__(why)
         self.retry_after_s, self.endpoints_fault = retry_after_s, endpoints_fault
-
-
-@dataclass(slots=True)
-class Work:
-    """A request on its way: what was decided, and the record that grows with it."""
-
-    request: Request
-    record: Record
-    decision: Decision | None = None
-    hold: Hold = field(default_factory=lambda: Hold(0))
-    option: Option | None = None
-    ended: bool = False
-    role: str = "worker"
-    prompt_version: str = ""
-
-
-@dataclass(slots=True)
-class Answer:
-    """A whole answer: its bytes as they came, and the same parsed."""
-
-    work: Work
-    raw: bytes
-    parsed: dict[str, Any]
 
 
 class Completions:
@@ -183,8 +153,8 @@ class Completions:
                     raise
                 raise MeshError("UPSTREAM_FAILED", why) from error
             work.record.degraded.append(f"{why}; one call answered instead")
-            answer: Answer = await self._first_that_answers(work, singles, self._plain_call)
-            return answer
+            single: Answer = await self._first_that_answers(work, singles, self._plain_call)
+            return single
 
     async def _run_strategy(self, work: Work, option: Option, listener: Listener) -> Answer:
         caller = StrategyCaller(self, work, option, listener)
@@ -277,9 +247,9 @@ class Completions:
         request, record = work.request, work.record
         catalogue = self.fleet.catalogue
         policy = policy_of(request.policy, request.tenant, catalogue)
-        states = self.fleet.states()
         if not request.wants_auto and not request.hints.strategy and not policy.name:
-            return self._decided(work, decide(request, states, _BY_NAME))  # the hot path
+            return self._decided(work, decide(request, self.fleet.state_of(request.alias), _BY_NAME))  # the hot path
+        states = self.fleet.states()
         estimate = self._estimate(request)
 
         def situation(under: Policy, rate: float) -> Situation:

@@ -38,6 +38,11 @@ class Fleet:
         """Every model with its state, for the selector."""
         return {alias: self._state(model) for alias, model in self.catalogue.models.items()}
 
+    def state_of(self, alias: str) -> dict[str, ModelState]:
+        """The one model of this name; every one if there is none, so that an error can name them."""
+        model = self.catalogue.get(alias)
+        return self.states() if model is None else {alias: self._state(model)}
+
     def breaker(self, alias: str, endpoint: Endpoint) -> Breaker:
         """The breaker of one endpoint."""
         key = (alias, endpoint.base_url, endpoint.model)

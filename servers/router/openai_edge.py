@@ -24,13 +24,14 @@ from hivemind.servers.common.context import (
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field
 from hivemind.servers.common.interceptors import CallPolicy, check_key, overloaded
 from hivemind.servers.router.answers import about, error_event, headers, openai_error, whole_headers
-from hivemind.servers.router.completion import Answer, Completions, OpenStream, UpstreamRefused, too_long
+from hivemind.servers.router.completion import Completions, OpenStream, too_long
 from hivemind.servers.router.json_splice import append_member
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.openai_request import ChatRequest, read_chat_request
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.sse import error_text, is_usage_only, text_of
 from hivemind.servers.router.strategy_calls import Progress, StrategyStream
+from hivemind.servers.router.work import Answer, UpstreamRefused
 
 _log = structlog.get_logger()
 

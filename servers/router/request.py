@@ -78,15 +78,20 @@ class Request:
         return self.model in ("", "auto")
 
     @property
+    def alias(self) -> str:
+        """The model asked for, without an adapter."""
+        return self.model.partition(":")[0]
+
+    @property
     def question(self) -> str:
         """The text of the last message of the user, for the quality gate."""
         for message in reversed(self.messages):
             if message.get("role") == "user":
-                return text_of(message.get("content"))
+                return _joined(message.get("content"))
         return ""
 
 
-def text_of(content: Any) -> str:
+def _joined(content: Any) -> str:
     """The text of a message's content, which may be a list of parts."""
     if isinstance(content, str):
         return content

@@ -278,7 +278,7 @@ def _check_strategy(request: Request, situation: Situation) -> None:
 
 
 def _named(request: Request, states: Mapping[str, ModelState]) -> ModelState:
-    alias, _, adapter = request.model.partition(":")
+    alias, adapter = request.alias, request.model.partition(":")[2]
     state = states.get(alias)
     if state is None:
         text = f"{alias!r} has no endpoint here; configure [models.{alias}] in hivemind.toml"

@@ -9,12 +9,13 @@ from hivemind.servers.common.context import current_call
 from hivemind.servers.common.errors import MeshError, not_found
 from hivemind.servers.common.status import to_status
 from hivemind.servers.router import translate
-from hivemind.servers.router.completion import Completions, OpenStream, UpstreamRefused
+from hivemind.servers.router.completion import Completions, OpenStream
 from hivemind.servers.router.feedback import FeedbackStore
 from hivemind.servers.router.ports import RecordStore
 from hivemind.servers.router.records import Record, Recorder
 from hivemind.servers.router.sse import delta_text
 from hivemind.servers.router.strategy_calls import Progress, StrategyStream
+from hivemind.servers.router.work import UpstreamRefused
 from hivemind.v1 import router_pb2, router_pb2_grpc
 
 RECORD_WAIT_S: Final = 1.0

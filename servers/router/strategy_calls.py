@@ -17,9 +17,10 @@ from hivemind.servers.router.roles import Message, Prompt, Reply, RoleFailed
 from hivemind.servers.router.selector import Decision, Option, inner_cost, inner_tokens
 from hivemind.servers.router.sse import text_of
 from hivemind.servers.router.tokens import prompt_size
+from hivemind.servers.router.work import Answer, UpstreamRefused, Work
 
 if TYPE_CHECKING:
-    from hivemind.servers.router.completion import Answer, Completions, Work
+    from hivemind.servers.router.completion import Completions
 
 Listener = Callable[[str, str], None]
 
@@ -38,7 +39,7 @@ class Progress:
 class StrategyCaller:
     """Implements roles.Caller for one request. No call begins that the money held for the request would not cover."""
 
-    def __init__(self, completions: "Completions", work: "Work", option: Option, listener: Listener) -> None:
+    def __init__(self, completions: "Completions", work: Work, option: Option, listener: Listener) -> None:
         self._completions, self._work, self._option, self._listener = completions, work, option, listener
         self._committed = 0
 
@@ -63,9 +64,7 @@ class StrategyCaller:
             parsed = await self._completions.piece(self._work, part, model)
         except MeshError as error:
             raise RoleFailed(error.message) from error
-        except Exception as error:
-            if type(error).__name__ != "UpstreamRefused":
-                raise
+        except UpstreamRefused as error:
             raise RoleFailed(f"{model.alias} refused the request: {error}") from error
         finally:
             self._committed -= upper
@@ -79,7 +78,7 @@ class StrategyCaller:
         """See roles.Caller."""
         self._listener(role, note)
 
-    def _upper(self, model: Model, part: "Work") -> int:
+    def _upper(self, model: Model, part: Work) -> int:
         if model.free:
             return 0
         answer = part.request.max_tokens or model.max_output_tokens
@@ -97,7 +96,7 @@ class StrategyCaller:
         prompt: Prompt | None,
         temperature: float | None,
         schema: Mapping[str, Any] | None,
-    ) -> "Work":
+    ) -> Work:
         """The work of one call. A cascade's calls keep the client's own sampling, the others have theirs."""
         request = self._work.request
         body: dict[str, Any] = {"model": "", "messages": list(messages)}
@@ -119,19 +118,16 @@ class StrategyCaller:
             request, body=Body(raw, top_level(raw)), prompt=prompt_size(len(raw), len(messages), 0), stream=False,
             max_tokens=limit,
         )  # fmt: skip
-        return type(self._work)(
-            called, self._work.record, hold=type(self._work.hold)(0), role=role,
-            prompt_version=prompt.version if prompt is not None else "",
-        )  # fmt: skip
+        return Work(called, self._work.record, role=role, prompt_version=prompt.version if prompt is not None else "")
 
 
 class StrategyStream:
     """A streamed request that a strategy answers: iterate `events`."""
 
-    def __init__(self, completions: "Completions", work: "Work", decision: Decision) -> None:
+    def __init__(self, completions: "Completions", work: Work, decision: Decision) -> None:
         self._completions, self.work, self._decision = completions, work, decision
 
-    async def events(self) -> AsyncGenerator["Progress | Answer | None", None]:
+    async def events(self) -> AsyncGenerator[Progress | Answer | None, None]:
         """Steps as they happen, None where nothing happened for 5 s, the answer at the end; raises as `plain` does.
 
         Leaving the iteration cancels every call under way.
@@ -154,7 +150,7 @@ class StrategyStream:
             with suppress(asyncio.CancelledError, Exception):
                 await task
 
-    async def _answer(self, listener: Listener) -> "Answer":
+    async def _answer(self, listener: Listener) -> Answer:
         try:
             return await self._completions.by_strategy(self.work, self._decision, listener)
         except BaseException as error:
@@ -162,10 +158,8 @@ class StrategyStream:
             raise
 
 
-def composed(work: "Work", text: str, model: str, finish_reason: str) -> "Answer":
+def composed(work: Work, text: str, model: str, finish_reason: str) -> Answer:
     """An answer in OpenAI's shape out of a strategy's text."""
-    from hivemind.servers.router.completion import Answer
-
     usage = work.record.usage
     parsed = {
         "id": f"chatcmpl-{work.record.request_id}",

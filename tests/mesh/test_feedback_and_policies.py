@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.mesh import RunningMesh, Upstream, running_mesh
+from tests.support.mesh import RunningMesh, Upstream, courier_and_master, running_mesh
 from tests.support.waiting import until
 
 MESSAGES = [{"role": "user", "content": "Who wrote Faust?"}]
@@ -92,12 +92,7 @@ def test_opinions_survive_kill_9_of_redis(client: httpx.Client, mesh: RunningMes
 def test_a_flood_of_bad_opinions_moves_no_other_tenants_decisions(
     tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
 ) -> None:
-    config = (
-        f'[models.courier]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
-        f'[models.master]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
-        "input_price = 2.5\noutput_price = 10.0\n"
-    )
-    with running_mesh(tmp_path_factory.mktemp("flood"), config) as mesh, mesh.client() as client:
+    with running_mesh(tmp_path_factory.mktemp("flood"), courier_and_master(upstream)) as mesh, mesh.client() as client:
 
         def chosen(tenant: str) -> tuple[str, float]:
             body = {"messages": MESSAGES, "tenant": tenant, "hints": {"strategy": "single"}}
@@ -146,12 +141,7 @@ VARIED = {
 def test_ten_varied_prompts_are_decided_for_reasons_that_differ(
     tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
 ) -> None:
-    config = (
-        f'[models.courier]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
-        f'[models.master]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
-        "input_price = 2.5\noutput_price = 10.0\n"
-    )
-    with running_mesh(tmp_path_factory.mktemp("varied"), config) as mesh, mesh.client() as client:
+    with running_mesh(tmp_path_factory.mktemp("varied"), courier_and_master(upstream)) as mesh, mesh.client() as client:
         decisions = {}
         for prompt, domain in VARIED.items():
             made = client.post("/api/route", json={"messages": [{"role": "user", "content": prompt}]}).json()

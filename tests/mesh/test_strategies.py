@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.mesh import RunningMesh, Upstream, running_mesh
+from tests.support.mesh import RunningMesh, Upstream, courier_and_master, running_mesh
 from tests.support.waiting import until
 
 MESSAGES = [{"role": "user", "content": "What is six times seven?"}]
@@ -88,11 +88,7 @@ def test_a_committee_goes_on_without_one_of_three(client: httpx.Client, alias: s
 def test_a_cascade_asks_on_only_where_the_first_model_is_unsure(
     tmp_path_factory: pytest.TempPathFactory, upstream: Upstream, alias: str, answered_by: str, calls: int
 ) -> None:
-    config = (
-        f'[models.courier]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "{alias}" }}]\n'
-        f'[models.master]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
-        "input_price = 2.5\noutput_price = 10.0\n"
-    )
+    config = courier_and_master(upstream, courier=alias)
     with running_mesh(tmp_path_factory.mktemp("cascade"), config) as mesh, mesh.client() as client:
         answer = ask(client, "auto", "cascade")
 

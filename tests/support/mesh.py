@@ -41,6 +41,15 @@ class Upstream:
         httpx.request("DELETE", f"http://127.0.0.1:{self.port}/seen")
 
 
+def courier_and_master(upstream: Upstream, *, courier: str = "ok") -> str:
+    """A catalogue of the two aliases; `courier` is its script. Only master has a price."""
+    return (
+        f'[models.courier]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "{courier}" }}]\n'
+        f'[models.master]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
+        "input_price = 2.5\noutput_price = 10.0\n"
+    )
+
+
 @contextmanager
 def scripted_upstream() -> Iterator[Upstream]:
     command = [sys.executable, "-m", "tests.support.scripted_upstream"]

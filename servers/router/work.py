@@ -1,0 +1,40 @@
+"""A request on its way through the Router, its answer, and a model server's refusal of it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hivemind.servers.router.records import Record
+from hivemind.servers.router.request import Request
+from hivemind.servers.router.selector import Decision, Option
+from hivemind.servers.router.spend import Hold
+
+
+@dataclass(slots=True)
+class Work:
+    """A request on its way: what was decided, and the record that grows with it."""
+
+    request: Request
+    record: Record
+    decision: Decision | None = None
+    hold: Hold = field(default_factory=lambda: Hold(0))
+    option: Option | None = None
+    ended: bool = False
+    role: str = "worker"
+    prompt_version: str = ""
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole answer: its bytes as they came, and the same parsed."""
+
+    work: Work
+    raw: bytes
+    parsed: dict[str, Any]
+
+
+class UpstreamRefused(Exception):
+    """A model server found fault with the request itself; status and body are for the client."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"the model server answered {status}")
+        self.status, self.body = status, body
