@@ -39,6 +39,21 @@ def home_folder(environment: Mapping[str, str]) -> Path:
     return Path(data) / "hivemind"
 
 
+def data_folder(name: str, environment: Mapping[str, str]) -> Path:
+    """The folder `adapters` or `datasets`: HIVEMIND_ADAPTERS or HIVEMIND_DATASETS, else in HIVEMIND_HOME where that is
+    set, else the checkout's own, else in the user's data folder."""
+    named = environment.get(f"HIVEMIND_{name.upper()}")
+    if named:
+        return Path(named).expanduser().resolve()
+    root = None if environment.get("HIVEMIND_HOME") else checkout()
+    return (root or home_folder(environment)) / name
+
+
+def data_folders(environment: Mapping[str, str]) -> dict[str, str]:
+    """Both folders, as variables for the processes of a mesh."""
+    return {f"HIVEMIND_{n.upper()}": str(data_folder(n, environment)) for n in ("adapters", "datasets")}
+
+
 def config_file(environment: Mapping[str, str]) -> Path:
     """HIVEMIND_CONFIG, else hivemind.toml in the folder at hand."""
     return Path(environment.get("HIVEMIND_CONFIG") or "hivemind.toml").expanduser().resolve()

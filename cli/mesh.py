@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from hivemind.cli.home import CommandError
+from hivemind.cli.home import CommandError, data_folders
 from hivemind.cli.supervisor import Child
 
 SERVERS: Final = ("governor", "router", "arbiter", "adapter_registry", "trainer", "orchestrator")
@@ -140,6 +140,7 @@ def shared_environment(plan: MeshPlan, environment: Mapping[str, str]) -> dict[s
         **environment,
         **addresses,
         **url,
+        **data_folders(environment),
         "HIVEMIND_HOME": str(plan.home),
         "HIVEMIND_CONFIG": str(plan.config),
         "HIVEMIND_HOST": plan.host,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hivemind.cli import doctor
-from hivemind.cli.home import CommandError, cannot_write, locked, read_json, write_json
+from hivemind.cli.home import CommandError, cannot_write, data_folders, locked, read_json, write_json
 from hivemind.cli.http_api import MeshApi
 from hivemind.cli.mesh import (
     MeshPlan,
@@ -157,7 +157,7 @@ def up_detached(*, home: Path, arguments: list[str], say: Say) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", "hivemind.cli", "up", *arguments],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-            env={**os.environ, "HIVEMIND_HOME": str(home), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **data_folders(os.environ), "HIVEMIND_HOME": str(home), "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
     try:
         while not _is_ready(home, process.pid):

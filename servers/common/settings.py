@@ -13,13 +13,16 @@ class ServerSettings(BaseSettings):
     """How one server process is set up. Times are in seconds, sizes in bytes.
 
     Ports of 0 mean: any free one. `hivemind up` and the Helm chart set them; a server started by hand gets the defaults
-    of its own settings class.
+    of its own settings class. `datasets` holds the platinum ledger, `adapters` the adapters; both lie in `home` unless
+    they are named.
     """
 
     model_config = SettingsConfigDict(env_prefix="HIVEMIND_", extra="ignore", env_ignore_empty=True)
 
     home: Path = Path(".hivemind")
     config: Path = Path("hivemind.toml")
+    datasets: Path = Field(default_factory=lambda data: data["home"] / "datasets")
+    adapters: Path = Field(default_factory=lambda data: data["home"] / "adapters")
     host: str = "127.0.0.1"
     grpc_port: int = Field(default=0, ge=0, le=65535)
     metrics_port: int = Field(default=0, ge=0, le=65535)
@@ -33,5 +36,6 @@ class ServerSettings(BaseSettings):
     drain_delay_s: float = Field(default=2.5, ge=0)
     drain_grace_s: float = Field(default=30.0, ge=0)
     governor_address: str = "127.0.0.1:7104"
+    arbiter_address: str = "127.0.0.1:7102"
     registry_address: str = "127.0.0.1:7103"
     orchestrator_address: str = "127.0.0.1:7106"

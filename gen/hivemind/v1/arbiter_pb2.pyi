@@ -105,6 +105,368 @@ class RefineResponse(_message.Message):
 Global___RefineResponse: _TypeAlias = RefineResponse  # noqa: Y015
 
 @_typing.final
+class SubmitCandidatesRequest(_message.Message):
+    """Answers that may be worth refining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefinementCandidate]:
+        """The candidates, at most 200."""
+
+    def __init__(
+        self,
+        *,
+        candidates: _abc.Iterable[Global___RefinementCandidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitCandidatesRequest: _TypeAlias = SubmitCandidatesRequest  # noqa: Y015
+
+@_typing.final
+class RefinementCandidate(_message.Message):
+    """An answer that may be worth refining, or one that a person has corrected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Cause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RefinementCandidate._Cause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAUSE_UNSPECIFIED: RefinementCandidate._Cause.ValueType  # 0
+        """Not said."""
+        LOW_CONFIDENCE: RefinementCandidate._Cause.ValueType  # 1
+        """The model was not sure, or the gate not sure of the model."""
+        DISAGREEMENT: RefinementCandidate._Cause.ValueType  # 2
+        """Several answers to it did not agree."""
+        NEGATIVE_FEEDBACK: RefinementCandidate._Cause.ValueType  # 3
+        """A client rated it as bad."""
+        SAMPLE: RefinementCandidate._Cause.ValueType  # 4
+        """Drawn at random, so that the rest is seen as well."""
+        DEMONSTRATION: RefinementCandidate._Cause.ValueType  # 5
+        """A client gave the right answer: stored as refined by a person, with no call to a model."""
+
+    class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
+        """Why it was nominated."""
+
+    CAUSE_UNSPECIFIED: RefinementCandidate.Cause.ValueType  # 0
+    """Not said."""
+    LOW_CONFIDENCE: RefinementCandidate.Cause.ValueType  # 1
+    """The model was not sure, or the gate not sure of the model."""
+    DISAGREEMENT: RefinementCandidate.Cause.ValueType  # 2
+    """Several answers to it did not agree."""
+    NEGATIVE_FEEDBACK: RefinementCandidate.Cause.ValueType  # 3
+    """A client rated it as bad."""
+    SAMPLE: RefinementCandidate.Cause.ValueType  # 4
+    """Drawn at random, so that the rest is seen as well."""
+    DEMONSTRATION: RefinementCandidate.Cause.ValueType  # 5
+    """A client gave the right answer: stored as refined by a person, with no call to a model."""
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    DRAFT_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    DRAFT_MODEL_FIELD_NUMBER: _builtins.int
+    DRAFT_ADAPTER_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    DEMONSTRATION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The completion."""
+    tenant: _builtins.str
+    """Who pays and consents."""
+    draft: _builtins.str
+    """The answer."""
+    domain: _builtins.str
+    """The domain."""
+    draft_model: _builtins.str
+    """What drafted, as in an answer."""
+    draft_adapter: _builtins.str
+    """The adapter that drafted."""
+    cause: Global___RefinementCandidate.Cause.ValueType
+    """Why it was nominated."""
+    value: _builtins.float
+    """How much is expected to be learnt from it, in [0,1]; the queue is worked off from the largest."""
+    demonstration: _builtins.str
+    """The right answer, with DEMONSTRATION."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ChatMessage]:
+        """The conversation that was answered."""
+
+    @_builtins.property
+    def alternatives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other answers to the same conversation."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        messages: _abc.Iterable[_common_pb2.ChatMessage] | None = ...,
+        draft: _builtins.str = ...,
+        alternatives: _abc.Iterable[_builtins.str] | None = ...,
+        domain: _builtins.str = ...,
+        draft_model: _builtins.str = ...,
+        draft_adapter: _builtins.str = ...,
+        cause: Global___RefinementCandidate.Cause.ValueType = ...,
+        value: _builtins.float = ...,
+        demonstration: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alternatives", b"alternatives", "cause", b"cause", "demonstration", b"demonstration", "domain", b"domain", "draft", b"draft", "draft_adapter", b"draft_adapter", "draft_model", b"draft_model", "messages", b"messages", "request_id", b"request_id", "tenant", b"tenant", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefinementCandidate: _TypeAlias = RefinementCandidate  # noqa: Y015
+
+@_typing.final
+class SubmitCandidatesResponse(_message.Message):
+    """What became of the candidates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.int
+    """Taken into the queue, or stored."""
+    duplicates: _builtins.int
+    """Known already by the hash of their conversation."""
+    dropped: _builtins.int
+    """Not taken: the tenant does not consent, or its share of the queue is used up."""
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.int = ...,
+        duplicates: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "dropped", b"dropped", "duplicates", b"duplicates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitCandidatesResponse: _TypeAlias = SubmitCandidatesResponse  # noqa: Y015
+
+@_typing.final
+class GetPlatinumStatsRequest(_message.Message):
+    """Asks for counts. It has no fields: they are of the whole ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlatinumStatsRequest: _TypeAlias = GetPlatinumStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetPlatinumStatsResponse(_message.Message):
+    """Counts of the ledger and of the queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ByRefinedByEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ByDomainEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ByTenantEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    BY_REFINED_BY_FIELD_NUMBER: _builtins.int
+    BY_DOMAIN_FIELD_NUMBER: _builtins.int
+    BY_TENANT_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    BAD_LINES_FIELD_NUMBER: _builtins.int
+    examples: _builtins.int
+    """Examples that can be learnt from."""
+    forgotten: _builtins.int
+    """Examples that were forgotten."""
+    last_sequence: _builtins.int
+    """The newest sequence of the ledger."""
+    cost_micros: _builtins.int
+    """Cost of all examples in micro-USD."""
+    queued: _builtins.int
+    """Candidates that wait."""
+    dropped: _builtins.int
+    """Candidates that were dropped because the queue was full."""
+    size_bytes: _builtins.int
+    """Size of the ledger on disk in bytes."""
+    bad_lines: _builtins.int
+    """Lines that could not be read, counted and skipped."""
+    @_builtins.property
+    def by_refined_by(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Examples by who made them: `ORACLE`, `ARBITER`, `HUMAN`."""
+
+    @_builtins.property
+    def by_domain(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Examples by domain."""
+
+    @_builtins.property
+    def by_tenant(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Examples by tenant."""
+
+    def __init__(
+        self,
+        *,
+        examples: _builtins.int = ...,
+        forgotten: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        by_refined_by: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        by_domain: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        by_tenant: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        cost_micros: _builtins.int = ...,
+        queued: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        bad_lines: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_lines", b"bad_lines", "by_domain", b"by_domain", "by_refined_by", b"by_refined_by", "by_tenant", b"by_tenant", "cost_micros", b"cost_micros", "dropped", b"dropped", "examples", b"examples", "forgotten", b"forgotten", "last_sequence", b"last_sequence", "queued", b"queued", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlatinumStatsResponse: _TypeAlias = GetPlatinumStatsResponse  # noqa: Y015
+
+@_typing.final
+class ForgetPlatinumRequest(_message.Message):
+    """Names what is to be forgotten: exactly one of the three."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    ROTATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Everything of this tenant."""
+    request_id: _builtins.str
+    """Everything that came of this completion."""
+    id: _builtins.str
+    """This example."""
+    rotate: _builtins.bool
+    """Takes the texts off the disk at once, where otherwise the next rotation does."""
+    reason: _builtins.str
+    """Why; the ledger keeps it."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        id: _builtins.str = ...,
+        rotate: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason", "request_id", b"request_id", "rotate", b"rotate", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPlatinumRequest: _TypeAlias = ForgetPlatinumRequest  # noqa: Y015
+
+@_typing.final
+class ForgetPlatinumResponse(_message.Message):
+    """What was forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The ids, in the order of the ledger."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPlatinumResponse: _TypeAlias = ForgetPlatinumResponse  # noqa: Y015
+
+@_typing.final
 class PlatinumExample(_message.Message):
     """An answer worth learning from."""
 
@@ -152,6 +514,8 @@ class PlatinumExample(_message.Message):
     CONSENT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REFINED_BY_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """A UUIDv7."""
     sequence: _builtins.int
@@ -176,6 +540,10 @@ class PlatinumExample(_message.Message):
     """The consent that covers it."""
     refined_by: Global___PlatinumExample.RefinedBy.ValueType
     """Who made the final answer."""
+    origin: _builtins.str
+    """Where it came from: `traffic` (a request of a client), `feedback` (a demonstration) or `api` (a call of Refine)."""
+    sha256: _builtins.str
+    """SHA-256 of its line in the ledger, which the next line carries on."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ChatMessage]:
         """The conversation, redacted."""
@@ -206,10 +574,12 @@ class PlatinumExample(_message.Message):
         consent: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         refined_by: Global___PlatinumExample.RefinedBy.ValueType = ...,
+        origin: _builtins.str = ...,
+        sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "consent", b"consent", "create_time", b"create_time", "domain", b"domain", "draft", b"draft", "final_platinum_answer", b"final_platinum_answer", "id", b"id", "licence", b"licence", "messages", b"messages", "provenance", b"provenance", "refined_by", b"refined_by", "request_id", b"request_id", "role", b"role", "sequence", b"sequence", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "consent", b"consent", "create_time", b"create_time", "domain", b"domain", "draft", b"draft", "final_platinum_answer", b"final_platinum_answer", "id", b"id", "licence", b"licence", "messages", b"messages", "origin", b"origin", "provenance", b"provenance", "refined_by", b"refined_by", "request_id", b"request_id", "role", b"role", "sequence", b"sequence", "sha256", b"sha256", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,11 @@ class ArbiterServiceStub:
                 request_serializer=hivemind_dot_v1_dot_arbiter__pb2.RefineRequest.SerializeToString,
                 response_deserializer=hivemind_dot_v1_dot_arbiter__pb2.RefineResponse.FromString,
                 _registered_method=True)
+        self.SubmitCandidates = channel.unary_unary(
+                '/hivemind.v1.ArbiterService/SubmitCandidates',
+                request_serializer=hivemind_dot_v1_dot_arbiter__pb2.SubmitCandidatesRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_arbiter__pb2.SubmitCandidatesResponse.FromString,
+                _registered_method=True)
         self.ListPlatinum = channel.unary_unary(
                 '/hivemind.v1.ArbiterService/ListPlatinum',
                 request_serializer=hivemind_dot_v1_dot_arbiter__pb2.ListPlatinumRequest.SerializeToString,
@@ -49,6 +54,16 @@ class ArbiterServiceStub:
                 '/hivemind.v1.ArbiterService/GetPlatinum',
                 request_serializer=hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumRequest.SerializeToString,
                 response_deserializer=hivemind_dot_v1_dot_arbiter__pb2.PlatinumExample.FromString,
+                _registered_method=True)
+        self.GetPlatinumStats = channel.unary_unary(
+                '/hivemind.v1.ArbiterService/GetPlatinumStats',
+                request_serializer=hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumStatsRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumStatsResponse.FromString,
+                _registered_method=True)
+        self.ForgetPlatinum = channel.unary_unary(
+                '/hivemind.v1.ArbiterService/ForgetPlatinum',
+                request_serializer=hivemind_dot_v1_dot_arbiter__pb2.ForgetPlatinumRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_arbiter__pb2.ForgetPlatinumResponse.FromString,
                 _registered_method=True)
         self.StreamPlatinum = channel.unary_stream(
                 '/hivemind.v1.ArbiterService/StreamPlatinum',
@@ -73,6 +88,14 @@ class ArbiterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitCandidates(self, request, context):
+        """Takes answers that may be worth refining into the queue, in batches. For the Router, off its path: nothing is refined
+        before this answers, and what the queue cannot hold is dropped and counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPlatinum(self, request, context):
         """Lists platinum examples, newest first.
         """
@@ -82,6 +105,21 @@ class ArbiterServiceServicer:
 
     def GetPlatinum(self, request, context):
         """Gets one platinum example.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPlatinumStats(self, request, context):
+        """Counts examples by who made them, by domain and by tenant, and what waits for refinement.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetPlatinum(self, request, context):
+        """Forgets the examples of a tenant, of a request, or one example: they are never listed or streamed again, and their
+        texts leave the disk with the next rotation of the ledger, or at once with `rotate`. Id and hash stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +147,11 @@ def add_ArbiterServiceServicer_to_server(servicer, server):
                     request_deserializer=hivemind_dot_v1_dot_arbiter__pb2.RefineRequest.FromString,
                     response_serializer=hivemind_dot_v1_dot_arbiter__pb2.RefineResponse.SerializeToString,
             ),
+            'SubmitCandidates': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitCandidates,
+                    request_deserializer=hivemind_dot_v1_dot_arbiter__pb2.SubmitCandidatesRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_arbiter__pb2.SubmitCandidatesResponse.SerializeToString,
+            ),
             'ListPlatinum': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPlatinum,
                     request_deserializer=hivemind_dot_v1_dot_arbiter__pb2.ListPlatinumRequest.FromString,
@@ -118,6 +161,16 @@ def add_ArbiterServiceServicer_to_server(servicer, server):
                     servicer.GetPlatinum,
                     request_deserializer=hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumRequest.FromString,
                     response_serializer=hivemind_dot_v1_dot_arbiter__pb2.PlatinumExample.SerializeToString,
+            ),
+            'GetPlatinumStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPlatinumStats,
+                    request_deserializer=hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumStatsRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumStatsResponse.SerializeToString,
+            ),
+            'ForgetPlatinum': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetPlatinum,
+                    request_deserializer=hivemind_dot_v1_dot_arbiter__pb2.ForgetPlatinumRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_arbiter__pb2.ForgetPlatinumResponse.SerializeToString,
             ),
             'StreamPlatinum': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamPlatinum,
@@ -158,6 +211,33 @@ class ArbiterService:
             '/hivemind.v1.ArbiterService/Refine',
             hivemind_dot_v1_dot_arbiter__pb2.RefineRequest.SerializeToString,
             hivemind_dot_v1_dot_arbiter__pb2.RefineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitCandidates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.ArbiterService/SubmitCandidates',
+            hivemind_dot_v1_dot_arbiter__pb2.SubmitCandidatesRequest.SerializeToString,
+            hivemind_dot_v1_dot_arbiter__pb2.SubmitCandidatesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -212,6 +292,60 @@ class ArbiterService:
             '/hivemind.v1.ArbiterService/GetPlatinum',
             hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumRequest.SerializeToString,
             hivemind_dot_v1_dot_arbiter__pb2.PlatinumExample.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPlatinumStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.ArbiterService/GetPlatinumStats',
+            hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumStatsRequest.SerializeToString,
+            hivemind_dot_v1_dot_arbiter__pb2.GetPlatinumStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetPlatinum(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.ArbiterService/ForgetPlatinum',
+            hivemind_dot_v1_dot_arbiter__pb2.ForgetPlatinumRequest.SerializeToString,
+            hivemind_dot_v1_dot_arbiter__pb2.ForgetPlatinumResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,10 +35,20 @@ class ArbiterServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ArbiterServiceAsyncStub: ...
     Refine: _grpc.UnaryUnaryMultiCallable[_arbiter_pb2.RefineRequest, _arbiter_pb2.RefineResponse]
     """Has a draft refined by the Oracle, or by the heavier Arbiter, and stores the result before it answers."""
+    SubmitCandidates: _grpc.UnaryUnaryMultiCallable[_arbiter_pb2.SubmitCandidatesRequest, _arbiter_pb2.SubmitCandidatesResponse]
+    """Takes answers that may be worth refining into the queue, in batches. For the Router, off its path: nothing is refined
+    before this answers, and what the queue cannot hold is dropped and counted.
+    """
     ListPlatinum: _grpc.UnaryUnaryMultiCallable[_arbiter_pb2.ListPlatinumRequest, _arbiter_pb2.ListPlatinumResponse]
     """Lists platinum examples, newest first."""
     GetPlatinum: _grpc.UnaryUnaryMultiCallable[_arbiter_pb2.GetPlatinumRequest, _arbiter_pb2.PlatinumExample]
     """Gets one platinum example."""
+    GetPlatinumStats: _grpc.UnaryUnaryMultiCallable[_arbiter_pb2.GetPlatinumStatsRequest, _arbiter_pb2.GetPlatinumStatsResponse]
+    """Counts examples by who made them, by domain and by tenant, and what waits for refinement."""
+    ForgetPlatinum: _grpc.UnaryUnaryMultiCallable[_arbiter_pb2.ForgetPlatinumRequest, _arbiter_pb2.ForgetPlatinumResponse]
+    """Forgets the examples of a tenant, of a request, or one example: they are never listed or streamed again, and their
+    texts leave the disk with the next rotation of the ledger, or at once with `rotate`. Id and hash stay.
+    """
     StreamPlatinum: _grpc.UnaryStreamMultiCallable[_arbiter_pb2.StreamPlatinumRequest, _arbiter_pb2.StreamPlatinumResponse]
     """Sends the examples of a consumer group from the last acknowledged one on, then live; at least once each."""
     AckPlatinum: _grpc.UnaryUnaryMultiCallable[_arbiter_pb2.AckPlatinumRequest, _arbiter_pb2.AckPlatinumResponse]
@@ -51,10 +61,20 @@ class ArbiterServiceAsyncStub(ArbiterServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Refine: _aio.UnaryUnaryMultiCallable[_arbiter_pb2.RefineRequest, _arbiter_pb2.RefineResponse]  # type: ignore[assignment]
     """Has a draft refined by the Oracle, or by the heavier Arbiter, and stores the result before it answers."""
+    SubmitCandidates: _aio.UnaryUnaryMultiCallable[_arbiter_pb2.SubmitCandidatesRequest, _arbiter_pb2.SubmitCandidatesResponse]  # type: ignore[assignment]
+    """Takes answers that may be worth refining into the queue, in batches. For the Router, off its path: nothing is refined
+    before this answers, and what the queue cannot hold is dropped and counted.
+    """
     ListPlatinum: _aio.UnaryUnaryMultiCallable[_arbiter_pb2.ListPlatinumRequest, _arbiter_pb2.ListPlatinumResponse]  # type: ignore[assignment]
     """Lists platinum examples, newest first."""
     GetPlatinum: _aio.UnaryUnaryMultiCallable[_arbiter_pb2.GetPlatinumRequest, _arbiter_pb2.PlatinumExample]  # type: ignore[assignment]
     """Gets one platinum example."""
+    GetPlatinumStats: _aio.UnaryUnaryMultiCallable[_arbiter_pb2.GetPlatinumStatsRequest, _arbiter_pb2.GetPlatinumStatsResponse]  # type: ignore[assignment]
+    """Counts examples by who made them, by domain and by tenant, and what waits for refinement."""
+    ForgetPlatinum: _aio.UnaryUnaryMultiCallable[_arbiter_pb2.ForgetPlatinumRequest, _arbiter_pb2.ForgetPlatinumResponse]  # type: ignore[assignment]
+    """Forgets the examples of a tenant, of a request, or one example: they are never listed or streamed again, and their
+    texts leave the disk with the next rotation of the ledger, or at once with `rotate`. Id and hash stay.
+    """
     StreamPlatinum: _aio.UnaryStreamMultiCallable[_arbiter_pb2.StreamPlatinumRequest, _arbiter_pb2.StreamPlatinumResponse]  # type: ignore[assignment]
     """Sends the examples of a consumer group from the last acknowledged one on, then live; at least once each."""
     AckPlatinum: _aio.UnaryUnaryMultiCallable[_arbiter_pb2.AckPlatinumRequest, _arbiter_pb2.AckPlatinumResponse]  # type: ignore[assignment]
@@ -72,6 +92,16 @@ class ArbiterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Has a draft refined by the Oracle, or by the heavier Arbiter, and stores the result before it answers."""
 
     @_abc_1.abstractmethod
+    def SubmitCandidates(
+        self,
+        request: _arbiter_pb2.SubmitCandidatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_arbiter_pb2.SubmitCandidatesResponse, _abc.Awaitable[_arbiter_pb2.SubmitCandidatesResponse]]:
+        """Takes answers that may be worth refining into the queue, in batches. For the Router, off its path: nothing is refined
+        before this answers, and what the queue cannot hold is dropped and counted.
+        """
+
+    @_abc_1.abstractmethod
     def ListPlatinum(
         self,
         request: _arbiter_pb2.ListPlatinumRequest,
@@ -86,6 +116,24 @@ class ArbiterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_arbiter_pb2.PlatinumExample, _abc.Awaitable[_arbiter_pb2.PlatinumExample]]:
         """Gets one platinum example."""
+
+    @_abc_1.abstractmethod
+    def GetPlatinumStats(
+        self,
+        request: _arbiter_pb2.GetPlatinumStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_arbiter_pb2.GetPlatinumStatsResponse, _abc.Awaitable[_arbiter_pb2.GetPlatinumStatsResponse]]:
+        """Counts examples by who made them, by domain and by tenant, and what waits for refinement."""
+
+    @_abc_1.abstractmethod
+    def ForgetPlatinum(
+        self,
+        request: _arbiter_pb2.ForgetPlatinumRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_arbiter_pb2.ForgetPlatinumResponse, _abc.Awaitable[_arbiter_pb2.ForgetPlatinumResponse]]:
+        """Forgets the examples of a tenant, of a request, or one example: they are never listed or streamed again, and their
+        texts leave the disk with the next rotation of the ledger, or at once with `rotate`. Id and hash stay.
+        """
 
     @_abc_1.abstractmethod
     def StreamPlatinum(

@@ -148,6 +148,7 @@ class CompleteResponse(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     REFINED_ANSWER_FIELD_NUMBER: _builtins.int
+    PLATINUM_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this completion from now on."""
     finish_reason: _builtins.str
@@ -166,6 +167,8 @@ class CompleteResponse(_message.Message):
     """One sentence: why this strategy and model."""
     refined_answer: _builtins.str
     """The refined answer, where one was asked for and made."""
+    platinum_id: _builtins.str
+    """The platinum example that the refinement became."""
     @_builtins.property
     def message(self) -> _common_pb2.ChatMessage:
         """The answer."""
@@ -198,10 +201,11 @@ class CompleteResponse(_message.Message):
         reason: _builtins.str = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         refined_answer: _builtins.str = ...,
+        platinum_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "message", b"message", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "chosen_model", b"chosen_model", "cost_micros", b"cost_micros", "degraded", b"degraded", "finish_reason", b"finish_reason", "latency", b"latency", "message", b"message", "model", b"model", "reason", b"reason", "refined_answer", b"refined_answer", "request_id", b"request_id", "strategy", b"strategy", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "chosen_model", b"chosen_model", "cost_micros", b"cost_micros", "degraded", b"degraded", "finish_reason", b"finish_reason", "latency", b"latency", "message", b"message", "model", b"model", "platinum_id", b"platinum_id", "reason", b"reason", "refined_answer", b"refined_answer", "request_id", b"request_id", "strategy", b"strategy", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

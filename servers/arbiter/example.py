@@ -1,0 +1,73 @@
+"""A platinum example as a value: an answer worth learning from, and how it came about. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+ROLE: Final = "arbiter_refined"
+"""The role of every example that can be learnt from."""
+REFINERS: Final = ("ORACLE", "ARBITER", "HUMAN")
+ORIGINS: Final = ("traffic", "feedback", "api")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How a final answer came about; see arbiter.proto. `latency_s` in seconds."""
+
+    draft_model: str = ""
+    draft_adapter: str = ""
+    oracle_model: str = ""
+    arbiter_model: str = ""
+    prompt_template_sha256: str = ""
+    score: float = 0.0
+    draft_score: float = 0.0
+    decisions: tuple[str, ...] = ()
+    changes: str = ""
+    cost_micros: int = 0
+    latency_s: float = 0.0
+    safety: str = ""
+    redactions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewExample:
+    """An example before the ledger has given it a place. All its texts are redacted already.
+
+    `idempotency_key` is empty where the client named none; `fingerprint` tells a repeated request from another one
+    under the same key.
+    """
+
+    messages: Sequence[Turn]
+    draft: str
+    final_platinum_answer: str
+    refined_by: str
+    provenance: Provenance
+    tenant: str
+    domain: str
+    confidence: float
+    licence: str
+    consent: str
+    origin: str
+    request_id: str = ""
+    idempotency_key: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An example in the ledger: `sequence` from 1 without gaps, `created` in Unix seconds, `sha256` of its line."""
+
+    id: str
+    sequence: int
+    created: float
+    sha256: str
+    new: NewExample = field(repr=False)
