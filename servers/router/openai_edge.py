@@ -38,6 +38,9 @@ _log = structlog.get_logger()
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 ReadinessProbe = Callable[[], tuple[bool, str]]
+DisconnectWatch = Callable[[Callable[[], None] | None], None]
+DISCONNECT: Final = "hivemind.disconnect"
+"""The extension of the ASGI scope by which the server tells that the client has left: it takes a callback, or None."""
 
 _JSON: Final = (b"content-type", b"application/json")
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -46,7 +49,7 @@ _DONE: Final = b"data: [DONE]\n\n"
 
 
 class OpenAIEdge:
-    """The ASGI app. `clock` is monotonic, in seconds."""
+    """The ASGI app. `clock` is monotonic, in seconds. Make it inside the running loop."""
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class OpenAIEdge:
     ) -> None:
         self._completions, self._policy, self._max_body = completions, policy, max_body
         self._metrics, self._ready, self._clock = metrics, ready, clock
-        self._in_flight = 0
+        self._in_flight, self._loop = 0, asyncio.get_running_loop()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """One HTTP request."""
@@ -78,7 +81,7 @@ class OpenAIEdge:
             if self._policy.api_key is not None:
                 check_key(lines, self._policy.api_key)
             if path == "/v1/chat/completions" and scope["method"] == "POST":
-                await self._chat(call, receive, send)
+                await self._chat(call, receive, send, scope["extensions"][DISCONNECT])
             elif path == "/v1/models" and scope["method"] == "GET":
                 await _send_json(send, 200, self._models(), call.request_id)
             else:
@@ -92,7 +95,7 @@ class OpenAIEdge:
             unexpected = MeshError("INTERNAL_ERROR", "an unexpected error; the request id finds it in the server's log")
             await _send_error(send, unexpected, call.request_id)
 
-    async def _chat(self, call: CallContext, receive: Receive, send: Send) -> None:
+    async def _chat(self, call: CallContext, receive: Receive, send: Send, watch: DisconnectWatch) -> None:
         if self._in_flight >= self._policy.max_in_flight:
             self._metrics.shed.inc()
             raise overloaded()
@@ -102,7 +105,7 @@ class OpenAIEdge:
             arrived, created = self._clock(), time.time()
             chat = read_chat_request(await self._read_body(receive))
             request = self._request(call, chat, arrived, created)
-            with _ClientWatch(receive) as client:
+            with _ClientWatch(watch, self._loop) as client:
                 if chat.stream:
                     await self._stream(request, send, client, withhold_usage=chat.withhold_usage)
                 else:
@@ -198,14 +201,14 @@ class OpenAIEdge:
 class _ClientWatch:
     """Cancels the task at hand when the client leaves, which cancels the call to the model server."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._left = False
+    __slots__ = ("_left", "_task", "_watch")
+
+    def __init__(self, watch: DisconnectWatch, loop: asyncio.AbstractEventLoop) -> None:
+        self._watch, self._left = watch, False
+        self._task = asyncio.current_task(loop)
 
     def __enter__(self) -> "_ClientWatch":
-        self._task = asyncio.current_task()
-        self._watch = asyncio.ensure_future(self._receive())
-        self._watch.add_done_callback(self._on_message)
+        self._watch(self._on_lost)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
@@ -217,11 +220,10 @@ class _ClientWatch:
 
     def disarm(self) -> None:
         """The answer is ready: from here on the end of the connection is nothing special."""
-        self._watch.remove_done_callback(self._on_message)
-        self._watch.cancel()
+        self._watch(None)
 
-    def _on_message(self, watch: "asyncio.Future[Any]") -> None:
-        if self._task is not None and not watch.cancelled():
+    def _on_lost(self) -> None:
+        if self._task is not None:
             self._left = True
             self._task.cancel()
 
