@@ -21,6 +21,9 @@ MASTER: Final = "master"
 EVERY_ALIAS: Final = ("courier", "master", "oracle", "arbiter", "judge")
 """The aliases that the mesh itself knows a use for."""
 
+MODEL_OUTPUT: Final = "LicenseRef-model-output"
+"""The licence of an answer where the operator names none: whatever the provider's terms say of its model's output."""
+
 LIST_PRICES: Final[Mapping[str, tuple[float, float, int, int]]] = {
     "gpt-4o": (2.50, 10.00, 128_000, 16_384),
     "deepseek-chat": (0.28, 0.42, 128_000, 8_192),
@@ -72,7 +75,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One alias. Prices are micro-USD per token (the same number as USD per million tokens)."""
+    """One alias. Prices are micro-USD per token (the same number as USD per million tokens).
+
+    `licence`: under which its answers may be learnt from, as an SPDX expression.
+    """
 
     alias: str
     endpoints: tuple[Endpoint, ...]
@@ -85,6 +91,7 @@ class Model:
     auto: bool = False
     tools: bool = True
     images: bool = False
+    licence: str = MODEL_OUTPUT
 
     @property
     def free(self) -> bool:
@@ -166,6 +173,7 @@ class _ModelTable(_Strict):
     auto: bool | None = None
     tools: bool = True
     images: bool = False
+    licence: Annotated[str, Field(min_length=1, max_length=100)] = MODEL_OUTPUT
 
 
 class _TenantTable(_Strict):
@@ -252,6 +260,7 @@ def _model(alias: str, table: _ModelTable, environment: Mapping[str, str]) -> Mo
         auto=alias in (COURIER, MASTER) if table.auto is None else table.auto,
         tools=table.tools,
         images=table.images,
+        licence=table.licence,
     )
 
 

@@ -1,4 +1,4 @@
-"""Domain errors as google.rpc.Status with ErrorInfo, for gRPC and for the error messages of streams."""
+"""Domain errors as google.rpc.Status with ErrorInfo, for gRPC and for the error messages of streams; and back."""
 
 import math
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
-from hivemind.servers.common.errors import DOMAIN, MeshError
+from hivemind.servers.common.errors import DOMAIN, OUTSIDE, MeshError
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 HTTP_STATUS_KEY = "x-hivemind-http-status"
@@ -56,6 +57,23 @@ def trailers(error: MeshError, status: status_pb2.Status) -> tuple[tuple[str, st
 def grpc_code(error: MeshError) -> grpc.StatusCode:
     """The status code as grpc wants it."""
     return grpc.StatusCode[error.outside.code]
+
+
+def told_by_peer(error: grpc.aio.AioRpcError, peer: str) -> MeshError:
+    """The error of a server of the mesh as it meant it, PEER_UNAVAILABLE if it did not answer. `peer`: its name."""
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:
+        status = None
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    for detail in status.details if status is not None else ():
+        detail.Unpack(info)
+        detail.Unpack(retry)
+    if info.reason in OUTSIDE:
+        wait = retry.retry_delay.ToMilliseconds() / 1000 or None
+        metadata = {k: v for k, v in info.metadata.items() if k != "request_id"}
+        return MeshError(info.reason, error.details() or info.reason, metadata=metadata, retry_after_s=wait)
+    return MeshError("PEER_UNAVAILABLE", f"{peer} does not answer ({error.code().name})", retry_after_s=1.0)
 
 
 def _packed(message: Any) -> any_pb2.Any:

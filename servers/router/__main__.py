@@ -1,7 +1,6 @@
 """Composition root of the Router: `python -m hivemind.servers.router`."""
 
 import random
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -9,17 +8,19 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from hivemind.servers.common.catalogue import CatalogueError, environment, load_catalogue
+from hivemind.servers.common.catalogue_watch import CatalogueWatch
 from hivemind.servers.common.channels import peer_channel
+from hivemind.servers.common.governor_client import GovernorClient
 from hivemind.servers.common.interceptors import CallPolicy
 from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.server import Mesh, main
-from hivemind.servers.router.catalogue_watch import CatalogueWatch
+from hivemind.servers.common.spend import BudgetBook
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.edge_server import EdgeServer
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Gate
-from hivemind.servers.router.governor_client import GovernorClient, GovernorState
+from hivemind.servers.router.governance import GovernorState
 from hivemind.servers.router.judge import FlipRate
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.openai_edge import OpenAIEdge
@@ -28,9 +29,8 @@ from hivemind.servers.router.records import Recorder
 from hivemind.servers.router.service import RouterService
 from hivemind.servers.router.settings import RouterSettings
 from hivemind.servers.router.skills import Skills
-from hivemind.servers.router.spend import BudgetBook
 from hivemind.servers.router.upstream_http import HttpUpstream
-from hivemind.v1 import router_pb2_grpc
+from hivemind.v1 import common_pb2, router_pb2_grpc
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ def build(settings: RouterSettings) -> Mesh:
     recorder = Recorder(store, flush_s=settings.record_flush_s, on_drop=metrics.records_dropped.inc)
     channel = peer_channel(settings.governor_address)
     state = GovernorState(clock)
-    governor = GovernorClient(channel, state, api_key=key, holder=f"router@{socket.gethostname()}")
+    governor = GovernorClient(channel, state, server="router", purpose=common_pb2.SERVING, api_key=key)
     budgets = BudgetBook(governor, view=lambda: state.view, clock=clock)
     upstream = HttpUpstream(connections=settings.upstream_connections)
     feedback = RedisFeedbackStore(redis, retention_s=settings.record_retention_s)

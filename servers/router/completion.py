@@ -14,6 +14,8 @@ import orjson
 
 from hivemind.servers.common.catalogue import MASTER, Catalogue, Endpoint, Model, Policy
 from hivemind.servers.common.errors import MeshError, invalid_field
+from hivemind.servers.common.spend import BudgetBook
+from hivemind.servers.common.tokens import text_tokens
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.gate.taxonomy import Taxonomy
@@ -24,11 +26,9 @@ from hivemind.servers.router.records import Call, Record, Recorder, Shadow, Toke
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.roles import RoleFailed
 from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
-from hivemind.servers.router.spend import BudgetBook
 from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
 from hivemind.servers.router.strategy_calls import Listener, StrategyCaller, StrategyStream, composed
-from hivemind.servers.router.tokens import text_tokens
 from hivemind.servers.router.work import Answer, UpstreamRefused, Work
 
 PATH: Final = "/chat/completions"

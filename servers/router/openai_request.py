@@ -8,9 +8,9 @@ from typing import Any, Final
 import orjson
 
 from hivemind.servers.common.errors import MeshError, invalid_field
+from hivemind.servers.common.tokens import PromptSize, count_images, prompt_size
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.request import Body, Hints
-from hivemind.servers.router.tokens import PromptSize, count_images, prompt_size
 
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 _NUMBERS: Final = (("temperature", 0, 2), ("top_p", 0, 1), ("frequency_penalty", -2, 2), ("presence_penalty", -2, 2))

@@ -5,7 +5,6 @@ from typing import Protocol
 
 from hivemind.servers.common.catalogue import Endpoint
 from hivemind.servers.router.records import Record
-from hivemind.servers.router.spend import ReservationGrant, Settlement
 
 
 class UpstreamError(Exception):
@@ -54,16 +53,6 @@ class Upstream(Protocol):
 
         UpstreamError if that fails; its kind is `timeout` where they did not come within `answer_s` seconds.
         """
-
-
-class BudgetKeeper(Protocol):
-    """The Governor, as far as money goes."""
-
-    async def reserve(self, tenant: str, *, min_micros: int, wanted_micros: int) -> ReservationGrant:
-        """Sets money aside; MeshError BUDGET_EXHAUSTED, or BUDGET_UNAVAILABLE if the Governor cannot be asked."""
-
-    async def settle(self, settlement: Settlement) -> frozenset[str]:
-        """Books spend; the answer names reservations that had ended. MeshError if the Governor cannot be asked."""
 
 
 class RecordStore(Protocol):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hivemind.servers.common.tokens import PromptSize
 from hivemind.servers.router.json_splice import BodyTemplate, Member, make_template
-from hivemind.servers.router.tokens import PromptSize
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ import orjson
 
 from hivemind.servers.common.catalogue import Model
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.tokens import prompt_size
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.request import Body
 from hivemind.servers.router.roles import Message, Prompt, Reply, RoleFailed
 from hivemind.servers.router.selector import Decision, Option, inner_cost, inner_tokens
 from hivemind.servers.router.sse import text_of
-from hivemind.servers.router.tokens import prompt_size
 from hivemind.servers.router.work import Answer, UpstreamRefused, Work
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from hivemind.servers.common.catalogue import EVERY_ALIAS, Model
 from hivemind.servers.common.context import DEFAULT_TENANT, CallContext, is_id
 from hivemind.servers.common.errors import invalid_field
+from hivemind.servers.common.tokens import prompt_size
 from hivemind.servers.router.completion import OpenStream
 from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.fleet import Fleet
@@ -20,7 +21,6 @@ from hivemind.servers.router.openai_request import check_hints
 from hivemind.servers.router.records import Call, Candidate, Record, Tokens
 from hivemind.servers.router.request import Body, Hints, Request
 from hivemind.servers.router.sse import error_text, text_of
-from hivemind.servers.router.tokens import prompt_size
 from hivemind.servers.router.work import UpstreamRefused
 from hivemind.v1 import common_pb2, router_pb2
 

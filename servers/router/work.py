@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hivemind.servers.common.spend import Hold
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.selector import Decision, Option
-from hivemind.servers.router.spend import Hold
 
 
 @dataclass(slots=True)

@@ -9,11 +9,11 @@ import pytest
 
 from hivemind.servers.common.catalogue import Endpoint, Model
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.tokens import PromptSize
 from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.request import Body, Hints, Request
 from hivemind.servers.router.selector import Decision, ModelState, Situation, inner_cost
 from hivemind.servers.router.selector import decide as decide_in
-from hivemind.servers.router.tokens import PromptSize
 
 
 def state(alias: str, *, price: float = 0.0, available: bool = True, **fields: Any) -> ModelState:

@@ -1,4 +1,4 @@
-"""Takes a changed hivemind.toml over while the Router runs. A broken one is reported once, and the old one goes on."""
+"""Takes a changed hivemind.toml over while a server runs. A broken one is reported once, and the old one goes on."""
 
 import asyncio
 from collections.abc import Callable

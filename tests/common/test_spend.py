@@ -1,4 +1,4 @@
-"""Blocks, holds and settlements of one Router, against a Governor that keeps to the rules."""
+"""Blocks, holds and settlements of one server, against a Governor that keeps to the rules."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemind.servers.common.errors import MeshError
-from hivemind.servers.router.spend import IDLE_S, BudgetBook, BudgetView, ReservationGrant, Settlement
+from hivemind.servers.common.spend import IDLE_S, BudgetBook, BudgetView, ReservationGrant, Settlement
 
 VIEW = BudgetView(tenants=frozenset({"t"}), known=True, fresh=True)
 

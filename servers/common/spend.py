@@ -1,4 +1,4 @@
-"""Money on the Router's side: blocks reserved ahead, holds taken from them without an RPC, spend reported in batches.
+"""Money of a server that spends it: blocks reserved ahead, holds taken from them without an RPC, batches of spend.
 
 A hold is taken for the upper estimate of a call before it is made and settled to what it cost. What the Governor has
 granted to this replica and is not yet spent is the only money that it may hold, so replicas together never exceed it.
@@ -68,18 +68,18 @@ class Settlement:
 
 
 class Keeper(Protocol):
-    """The Governor, as far as money goes; see ports.BudgetKeeper."""
+    """The Governor, as far as money goes."""
 
     async def reserve(self, tenant: str, *, min_micros: int, wanted_micros: int) -> ReservationGrant:
-        """Sets money aside, or raises MeshError."""
+        """Sets money aside; MeshError BUDGET_EXHAUSTED, or another reason if the Governor cannot be asked."""
 
     async def settle(self, settlement: Settlement) -> frozenset[str]:
-        """Books spend; answers the reservations that had ended."""
+        """Books spend; the answer names reservations that had ended. MeshError if the Governor cannot be asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetView:
-    """What the Router knows of budgets: the tenants that have one (`*`: all), and whether to fail open.
+    """What a server knows of budgets: the tenants that have one (`*`: all), and whether to fail open.
 
     `known`: the Governor has spoken once; `fresh`: it would tell of a change now.
     """
