@@ -1,6 +1,7 @@
 """Composition root of the Router: `python -m hivemind.servers.router`."""
 
 import random
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hivemind.servers.common.interceptors import CallPolicy
 from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.server import Mesh, main
 from hivemind.servers.common.spend import BudgetBook
+from hivemind.servers.router.arbiter_client import ArbiterClient
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.edge_server import EdgeServer
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
@@ -22,10 +24,14 @@ from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Gate
 from hivemind.servers.router.governance import GovernorState
 from hivemind.servers.router.judge import FlipRate
+from hivemind.servers.router.learning import Learning
 from hivemind.servers.router.metrics import RouterMetrics
+from hivemind.servers.router.nomination import Nominator
+from hivemind.servers.router.nominations import NominationSender
 from hivemind.servers.router.openai_edge import OpenAIEdge
+from hivemind.servers.router.outbox import RedisOutbox
 from hivemind.servers.router.record_store import RedisRecordStore
-from hivemind.servers.router.records import Recorder
+from hivemind.servers.router.recorder import Recorder
 from hivemind.servers.router.service import RouterService
 from hivemind.servers.router.settings import RouterSettings
 from hivemind.servers.router.skills import Skills
@@ -55,7 +61,10 @@ def build(settings: RouterSettings) -> Mesh:
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
     fleet = Fleet(catalogue, clock)
     redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s, connections=8)
-    store = RedisRecordStore(redis, retention_s=settings.record_retention_s)
+    store = RedisRecordStore(
+        redis, retention_s=settings.record_retention_s, conversations=settings.conversations,
+        conversation_retention_s=settings.conversation_retention_s,
+    )  # fmt: skip
     recorder = Recorder(store, flush_s=settings.record_flush_s, on_drop=metrics.records_dropped.inc)
     channel = peer_channel(settings.governor_address)
     state = GovernorState(clock)
@@ -64,34 +73,45 @@ def build(settings: RouterSettings) -> Mesh:
     upstream = HttpUpstream(connections=settings.upstream_connections)
     feedback = RedisFeedbackStore(redis, retention_s=settings.record_retention_s)
     skills = Skills()
+    rng = random.Random()
+    learning = Learning(
+        Nominator(settings.nominate, rng),
+        consents=lambda tenant: tenant not in fleet.catalogue.tenants_without_training,
+    )
+    arbiter_channel = peer_channel(settings.arbiter_address)
+    arbiter = ArbiterClient(arbiter_channel, api_key=key, clock=clock)
+    outbox = RedisOutbox(redis, router=f"{socket.gethostname()}:{settings.grpc_port}")
+    sender = NominationSender(outbox, store, arbiter, on_lost=metrics.nominations_lost.inc)
     completions = Completions(
         fleet=fleet,
         upstream=upstream,
         budgets=budgets,
         recorder=recorder,
+        entry=learning.entry,
         governance=state,
         metrics=metrics,
         clock=clock,
         gate=Gate(),
         flips=FlipRate(metrics.judge_flips.set),
         explore=settings.explore,
-        rng=random.Random(),
+        rng=rng,
         skill=skills.of,
     )
     readiness = _Readiness()
     policy = CallPolicy(key, settings.deadline_s, settings.max_in_flight)
     edge = OpenAIEdge(
-        completions, policy=policy, max_body=settings.max_body, metrics=metrics, ready=readiness, clock=clock
+        completions, arbiter, policy=policy, max_body=settings.max_body, metrics=metrics, ready=readiness, clock=clock
     )
     server = EdgeServer(edge, host=settings.host, port=settings.http_port)
     watch = CatalogueWatch(settings.config, poll_s=settings.catalogue_poll_s, on_change=fleet.replace)
-    service = RouterService(completions, store, recorder, feedback, clock=clock)
+    service = RouterService(completions, store, recorder, feedback, arbiter, clock=clock)
 
     async def on_stop() -> None:
         await budgets.close()
         await recorder.flush()
         await upstream.close()
         await channel.close()
+        await arbiter_channel.close()
         await redis.aclose()
 
     def begin_drain() -> None:
@@ -105,6 +125,7 @@ def build(settings: RouterSettings) -> Mesh:
         run=(
             server.run,
             recorder.run,
+            sender.run,
             governor.watch,
             watch.run,
             lambda: budgets.run(settings.spend_flush_s),

@@ -22,11 +22,12 @@ from hivemind.servers.router.gate.taxonomy import Taxonomy
 from hivemind.servers.router.judge import FlipRate, Judge
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.ports import Upstream, UpstreamError, UpstreamResponse
-from hivemind.servers.router.records import Call, Record, Recorder, Shadow, Tokens
+from hivemind.servers.router.recorder import Entry
+from hivemind.servers.router.records import Call, Record, Shadow, Tokens
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.roles import RoleFailed
 from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
-from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, text_of
+from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, first_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
 from hivemind.servers.router.strategy_calls import Listener, StrategyCaller, StrategyStream, composed
 from hivemind.servers.router.work import Answer, UpstreamRefused, Work
@@ -55,6 +56,13 @@ class Governance(Protocol):
         """The tenant as a bounded metric label."""
 
 
+class Keeper(Protocol):
+    """Where entries of requests that have ended go."""
+
+    def add(self, entry: Entry) -> None:
+        """Takes an entry; never waits."""
+
+
 class QualityGate(Protocol):
     """Estimates how likely a small and a large model are good enough."""
 
@@ -79,7 +87,8 @@ class Completions:
         fleet: Fleet,
         upstream: Upstream,
         budgets: BudgetBook,
-        recorder: Recorder,
+        recorder: Keeper,
+        entry: Callable[[Work], Entry],
         governance: Governance,
         metrics: RouterMetrics,
         clock: Callable[[], float] = time.monotonic,
@@ -94,7 +103,7 @@ class Completions:
         self._explore, self._rng = explore, rng
         self._skill = skill
         self._taxonomy: tuple[Mapping[str, tuple[str, ...]], Taxonomy] = ({}, Taxonomy())
-        self._upstream, self._budgets, self._recorder = upstream, budgets, recorder
+        self._upstream, self._budgets, self._recorder, self._entry = upstream, budgets, recorder, entry
         self._governance, self._metrics, self.clock = governance, metrics, clock
 
     def decide(self, request: Request) -> Work:
@@ -167,6 +176,7 @@ class Completions:
         outcome = await BY_NAME[option.strategy](task, caller)
         record = work.record
         record.degraded += outcome.degraded
+        work.text, work.agreement, work.alternatives = outcome.text, outcome.agreement, outcome.alternatives
         work.hold.settle(record.cost_micros)
         self._end(work, "OK")
         named = [c.model for c in record.calls if c.alias == outcome.alias and not c.error]
@@ -230,6 +240,7 @@ class Completions:
         else:
             breaker.succeed()
         self._account(work, call, tokens)
+        work.text = "".join(stream.chat.texts)
         self._end(work, outcome)
 
     def _admitted(self, work: Work) -> Decision:
@@ -394,6 +405,7 @@ class Completions:
     ) -> Answer:
         raw, parsed = await self._read_answer(work, model, endpoint, body, entry, patient)
         self._account(work, entry, _tokens(parsed.get("usage"), work.request, _answer_bytes(parsed)))
+        work.text = first_text(parsed)
         self._end(work, "OK")
         return Answer(work, raw, parsed)
 
@@ -506,7 +518,7 @@ class Completions:
         record.outcome = outcome
         record.latency_s = self.clock() - work.request.arrived
         self._metrics.observe(record, tenant_label=self._governance.tenant_label(record.tenant))
-        self._recorder.add(record)
+        self._recorder.add(self._entry(work))
 
     def _last_error(self, model: Model) -> str:
         errors = (self.fleet.breaker(model.alias, e).last_error for e in model.endpoints)

@@ -11,6 +11,8 @@ from redis.asyncio import Redis
 from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.feedback import Feedback, expected_quality, judged_alias
+from hivemind.servers.router.nomination import after_feedback
+from hivemind.servers.router.outbox import OUTBOX, PUT
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.skills import DECAY, Opinions, Skills
 
@@ -21,7 +23,9 @@ OPINIONS_MAX: Final = 32
 _SKILLS: Final = "router:skills"
 _OF_REQUEST: Final = "router:feedback:"
 _FIELDS_MAX: Final = 50_000
-_ADD: Final = """
+_ADD: Final = (
+    PUT
+    + """
 local before = redis.call('HGET', KEYS[1], ARGV[1])
 if before then return before end
 if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then return false end
@@ -39,8 +43,10 @@ if ARGV[7] ~= '' then
     redis.call('HSET', KEYS[3], ARGV[6], string.format('%.6f %.6f', count, surplus))
   end
 end
+if ARGV[10] ~= '' then put(KEYS[4], ARGV[10]) end
 return ARGV[2]
 """
+)
 
 
 class RedisFeedbackStore:
@@ -51,7 +57,7 @@ class RedisFeedbackStore:
         self._add = redis.register_script(_ADD)
 
     async def add(self, record: Record, feedback: Feedback, key: str) -> Feedback:
-        """See feedback.FeedbackStore. One script: stored, listed and counted, or nothing of it."""
+        """See feedback.FeedbackStore. One script: stored, listed, counted and nominated, or nothing of it."""
         stored = orjson.dumps(feedback)
         exported = orjson.dumps(
             {"request_id": record.request_id, "tenant": record.tenant, "domain": record.domain,
@@ -59,12 +65,14 @@ class RedisFeedbackStore:
         )  # fmt: skip
         field = "\t".join((record.tenant, judged_alias(record), record.domain))
         expected = expected_quality(record)
+        nomination = after_feedback(record.request_id, feedback.kind, feedback.value)
         surplus = "" if feedback.verdict is None or expected is None else f"{feedback.verdict - expected:.6f}"
         args: list[Any] = [
             key, stored, self._retention_s, OPINIONS_MAX, exported, field, surplus, DECAY, _FIELDS_MAX,
+            b"" if nomination is None else orjson.dumps(nomination),
         ]  # fmt: skip
         with store_errors():
-            found = await self._add(keys=[_OF_REQUEST + record.request_id, STREAM, _SKILLS], args=args)
+            found = await self._add(keys=[_OF_REQUEST + record.request_id, STREAM, _SKILLS, OUTBOX], args=args)
         if not found:
             raise invalid_field("request_id", f"{OPINIONS_MAX} opinions on this request are stored already")
         return Feedback(**orjson.loads(found))

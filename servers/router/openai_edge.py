@@ -24,6 +24,7 @@ from hivemind.servers.common.context import (
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field
 from hivemind.servers.common.interceptors import CallPolicy, check_key, overloaded
 from hivemind.servers.router.answers import about, error_event, headers, openai_error, whole_headers
+from hivemind.servers.router.arbiter_client import ArbiterClient
 from hivemind.servers.router.completion import Completions, OpenStream, too_long
 from hivemind.servers.router.json_splice import append_member
 from hivemind.servers.router.metrics import RouterMetrics
@@ -54,6 +55,7 @@ class OpenAIEdge:
     def __init__(
         self,
         completions: Completions,
+        arbiter: ArbiterClient,
         *,
         policy: CallPolicy,
         max_body: int,
@@ -61,6 +63,7 @@ class OpenAIEdge:
         ready: ReadinessProbe,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._arbiter = arbiter
         self._completions, self._policy, self._max_body = completions, policy, max_body
         self._metrics, self._ready, self._clock = metrics, ready, clock
         self._in_flight, self._loop = 0, asyncio.get_running_loop()
@@ -116,9 +119,10 @@ class OpenAIEdge:
 
     async def _plain(self, request: Request, send: Send, client: "_ClientWatch") -> None:
         answer = await self._completions.plain(request)
+        await self._arbiter.refine(answer.work)
         record = answer.work.record
         model = text_of(answer.parsed.get("model"))
-        body = append_member(answer.raw, "hivemind", orjson.dumps(about(record, model)))
+        body = append_member(answer.raw, "hivemind", orjson.dumps(about(answer.work, model)))
         lines = [_JSON, (b"content-length", b"%d" % len(body)), *whole_headers(record, model)]
         client.disarm()
         await send({"type": "http.response.start", "status": 200, "headers": lines})
@@ -127,7 +131,7 @@ class OpenAIEdge:
     async def _stream(self, request: Request, send: Send, client: "_ClientWatch", *, withhold_usage: bool) -> None:
         stream = await self._completions.stream(request)
         if isinstance(stream, StrategyStream):
-            await _relay_strategy(stream, send, client, withhold_usage=withhold_usage)
+            await self._relay_strategy(stream, send, client, withhold_usage=withhold_usage)
             return
         outcome = "CANCELLED"
         try:
@@ -136,6 +140,7 @@ class OpenAIEdge:
             await _relay(stream, send, withhold_usage=withhold_usage)
             outcome = "OK"
             self._completions.finish_stream(stream, outcome)  # the last chunk tells the sums
+            await self._arbiter.refine(stream.work)
             last = _last_chunk(stream) + _DONE
             client.disarm()
         except MeshError as error:
@@ -147,6 +152,29 @@ class OpenAIEdge:
                 await stream.close(outcome)
         await send({"type": "http.response.body", "body": last})
         await stream.close(outcome)
+
+    async def _relay_strategy(
+        self, stream: StrategyStream, send: Send, client: "_ClientWatch", *, withhold_usage: bool
+    ) -> None:
+        """Comments while a strategy works, then its answer as chunks. An error after the first byte is told in band."""
+        record = stream.work.record
+        await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS, _NO_CACHE, *headers(record)]})
+        last = b""
+        try:
+            async with aclosing(stream.events()) as events:
+                async for event in events:
+                    if isinstance(event, Progress):
+                        note = " ".join(f"{event.role}: {event.note}".split())
+                        await send({"type": "http.response.body", "body": f": {note}\n\n".encode(), "more_body": True})
+                    elif event is None:
+                        await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+                    else:
+                        await self._arbiter.refine(event.work)
+                        last = _as_chunks(event, usage=not withhold_usage)
+        except MeshError as error:
+            last = error_event(error, record.request_id)
+        client.disarm()
+        await send({"type": "http.response.body", "body": last})
 
     def _request(self, call: CallContext, chat: ChatRequest, arrived: float, created: float) -> Request:
         tenant = call.tenant or chat.tenant or DEFAULT_TENANT
@@ -176,6 +204,7 @@ class OpenAIEdge:
             traceparent=call.traceparent,
             tracestate=call.tracestate,
             policy=call.policy,
+            refine=chat.refine,
         )
 
     async def _read_body(self, receive: Receive) -> bytes:
@@ -239,27 +268,6 @@ async def _relay(stream: OpenStream, send: Send, *, withhold_usage: bool) -> Non
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _relay_strategy(stream: StrategyStream, send: Send, client: "_ClientWatch", *, withhold_usage: bool) -> None:
-    """Comments while a strategy works, then its answer as chunks. An error after the first byte is told in band."""
-    record = stream.work.record
-    await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS, _NO_CACHE, *headers(record)]})
-    last = b""
-    try:
-        async with aclosing(stream.events()) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    note = " ".join(f"{event.role}: {event.note}".split())
-                    await send({"type": "http.response.body", "body": f": {note}\n\n".encode(), "more_body": True})
-                elif event is None:
-                    await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
-                else:
-                    last = _as_chunks(event, usage=not withhold_usage)
-    except MeshError as error:
-        last = error_event(error, record.request_id)
-    client.disarm()
-    await send({"type": "http.response.body", "body": last})
-
-
 def _as_chunks(answer: Answer, *, usage: bool) -> bytes:
     """A whole answer as the events of a stream, `[DONE]` included."""
     parsed = answer.parsed
@@ -272,7 +280,7 @@ def _as_chunks(answer: Answer, *, usage: bool) -> bytes:
     ]
     if usage:
         chunks.append({**head, "choices": [], "usage": parsed["usage"]})
-    chunks.append({**head, "choices": [], "hivemind": about(answer.work.record, text_of(parsed["model"]))})
+    chunks.append({**head, "choices": [], "hivemind": about(answer.work, text_of(parsed["model"]))})
     return b"".join(b"data: %b\n\n" % orjson.dumps(chunk) for chunk in chunks) + _DONE
 
 
@@ -285,7 +293,7 @@ def _last_chunk(stream: OpenStream) -> bytes:
         "created": chat.created,
         "model": chat.model,
         "choices": [],
-        "hivemind": about(stream.work.record, chat.model),
+        "hivemind": about(stream.work, chat.model),
     }
     return b"data: %b\n\n" % orjson.dumps(chunk)
 

@@ -37,6 +37,7 @@ class ChatRequest:
     session: str
     tenant: str
     refuse_on_budget: bool
+    refine: bool
     hints: Hints
 
 
@@ -71,6 +72,7 @@ def read_chat_request(raw: bytes) -> ChatRequest:
         session=_typed(data, "user", str, "a text") or "",
         tenant=_typed(extras, "tenant", str, "a text", prefix="hivemind.") or "",
         refuse_on_budget=_on_budget(extras),
+        refine=_typed(extras, "refine", bool, "true or false", prefix="hivemind.") or False,
         hints=_hints(extras),
     )
 

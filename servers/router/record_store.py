@@ -1,4 +1,8 @@
-"""Records in Redis: a stream, newest last, and a key per id that names the entry. Both end after the retention."""
+"""Records in Redis: a stream, newest last, and a key per id that names the entry. Both end after the retention.
+
+Conversations lie in a stream of their own, bounded in age and number; nominations go into the outbox to the Arbiter in
+the same script, so that none is lost between the two.
+"""
 
 from typing import Any, Final
 
@@ -7,44 +11,74 @@ from redis.asyncio import Redis
 
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.redis_client import store_errors
+from hivemind.servers.router.conversation import Conversation
+from hivemind.servers.router.outbox import OUTBOX, PUT
+from hivemind.servers.router.recorder import Entry
 from hivemind.servers.router.records import Record
 
 STREAM: Final = "router:requests"
+CONVERSATIONS: Final = "router:conversations"
 _INDEX: Final = "router:request:"
-_APPEND: Final = """
+_APPEND: Final = (
+    PUT
+    + """
 local now = redis.call('TIME')
-local oldest = (tonumber(now[1]) - tonumber(ARGV[1])) * 1000
-for i = 2, #ARGV, 2 do
-  local id = redis.call('XADD', KEYS[1], 'MINID', '~', string.format('%d', oldest), '*', 'r', ARGV[i + 1])
-  redis.call('SET', ARGV[i], id, 'EX', ARGV[1], 'NX')
+local function since(seconds) return string.format('%d', (tonumber(now[1]) - tonumber(seconds)) * 1000) end
+local retention, kept_for, kept_most = ARGV[1], ARGV[2], ARGV[3]
+local talks = false
+for i = 4, #ARGV, 4 do
+  local ids = redis.call('XADD', KEYS[1], 'MINID', '~', since(retention), '*', 'r', ARGV[i + 1])
+  if ARGV[i + 2] ~= '' then
+    talks = true
+    ids = ids .. ' ' .. redis.call('XADD', KEYS[2], 'MAXLEN', '~', kept_most, '*', 'c', ARGV[i + 2])
+  end
+  redis.call('SET', ARGV[i], ids, 'EX', retention, 'NX')
+  if ARGV[i + 3] ~= '' then put(KEYS[3], ARGV[i + 3]) end
 end
+if talks then redis.call('XTRIM', KEYS[2], 'MINID', '~', since(kept_for)) end
 return redis.status_reply('OK')
 """
+)
 
 
 class RedisRecordStore:
-    """Implements ports.RecordStore."""
+    """Implements ports.RecordStore. Times in seconds; `conversations`: how many are kept at the most, about."""
 
-    def __init__(self, redis: Redis, *, retention_s: int) -> None:
-        self._redis, self._retention_s = redis, retention_s
+    def __init__(self, redis: Redis, *, retention_s: int, conversation_retention_s: int, conversations: int) -> None:
+        self._redis = redis
+        self._limits = (retention_s, conversation_retention_s, conversations)
         self._append = redis.register_script(_APPEND)
 
-    async def append(self, records: list[Record]) -> None:
+    async def append(self, entries: list[Entry]) -> None:
         """See ports.RecordStore. A batch is one round trip."""
-        args: list[Any] = [self._retention_s]
-        for record in records:
-            args += (_INDEX + record.request_id, orjson.dumps(record))
+        args: list[Any] = [*self._limits]
+        for entry in entries:
+            args += (
+                _INDEX + entry.record.request_id,
+                orjson.dumps(entry.record),
+                b"" if entry.conversation is None else orjson.dumps(entry.conversation),
+                b"" if entry.nomination is None else orjson.dumps(entry.nomination),
+            )
         with store_errors():
-            await self._append(keys=[STREAM], args=args)
+            await self._append(keys=[STREAM, CONVERSATIONS, OUTBOX], args=args)
 
     async def get(self, request_id: str) -> Record | None:
         """See ports.RecordStore."""
+        found = await self._entry(STREAM, request_id, 0)
+        return None if found is None else _record(found)
+
+    async def conversation(self, request_id: str) -> Conversation | None:
+        """See ports.RecordStore."""
+        found = await self._entry(CONVERSATIONS, request_id, 1)
+        return None if found is None else Conversation.from_json(orjson.loads(found[b"c"]))
+
+    async def _entry(self, stream: str, request_id: str, place: int) -> Any:
+        """The fields of the entry that the index names at a place: 0 the record, 1 the conversation."""
         with store_errors():
-            entry = await self._redis.get(_INDEX + request_id)
-            if entry is None:
-                return None
-            found = await self._redis.xrange(STREAM, entry, entry, count=1)
-        return _record(found[0][1]) if found else None
+            index: Any = await self._redis.get(_INDEX + request_id)
+            ids = index.split() if index is not None else []
+            found: Any = await self._redis.xrange(stream, ids[place], ids[place]) if len(ids) > place else []
+        return found[0][1] if found else None
 
     async def list(self, *, page_size: int, page_token: str, tenant: str) -> tuple[list[Record], str]:
         """See ports.RecordStore. A token is the id of the last entry that was looked at."""

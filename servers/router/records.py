@@ -1,19 +1,7 @@
 """What is kept of every request, so that each decision can be explained afterwards. No text of prompt or answer."""
 
-import asyncio
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
-
-import structlog
-
-from hivemind.servers.common.errors import MeshError
-
-_log = structlog.get_logger()
-
-WAITING_MAX: Final = 20_000
-BATCH_MAX: Final = 500
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -94,6 +82,7 @@ class Record:
     propensity: float = 1.0
     policy: str = ""
     shadow: Shadow | None = None
+    nomination: str = ""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
@@ -104,55 +93,3 @@ class Record:
         known["usage"] = Tokens(**known.get("usage", {}))
         known["calls"] = [Call(**{**c, "usage": Tokens(**c["usage"])}) for c in known.get("calls", ())]
         return cls(**known)
-
-
-class Store(Protocol):
-    """Where records go; see ports.RecordStore."""
-
-    async def append(self, records: list[Record]) -> None:
-        """Stores a batch, or raises MeshError."""
-
-
-class Recorder:
-    """Gathers records and stores them in batches, off the path. Holds 20,000 at most; the oldest go first."""
-
-    def __init__(self, store: Store, *, flush_s: float, on_drop: Callable[[int], None]) -> None:
-        self._store, self._flush_s, self._on_drop = store, flush_s, on_drop
-        self._waiting: deque[Record] = deque()
-        self._arrived = asyncio.Event()
-
-    def add(self, record: Record) -> None:
-        """Takes a record; never waits."""
-        if len(self._waiting) >= WAITING_MAX:
-            self._waiting.popleft()
-            self._on_drop(1)
-        self._waiting.append(record)
-        self._arrived.set()
-
-    def find(self, request_id: str) -> Record | None:
-        """A record that is not stored yet."""
-        return next((r for r in self._waiting if r.request_id == request_id), None)
-
-    async def flush(self) -> bool:
-        """Stores what waits; True if nothing waits any more."""
-        while self._waiting:
-            batch = [self._waiting[i] for i in range(min(BATCH_MAX, len(self._waiting)))]
-            try:
-                await self._store.append(batch)
-            except MeshError as error:
-                _log.warning("records_wait", reason=error.reason, waiting=len(self._waiting))
-                return False
-            for record in batch:
-                if self._waiting and self._waiting[0] is record:
-                    self._waiting.popleft()
-        return True
-
-    async def run(self) -> None:
-        """Stores for ever; after a failure it waits a second."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            await asyncio.sleep(self._flush_s)
-            if not await self.flush():
-                await asyncio.sleep(1.0)
-                self._arrived.set()

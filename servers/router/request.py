@@ -71,6 +71,7 @@ class Request:
     traceparent: str = ""
     tracestate: str = ""
     policy: str = ""
+    refine: bool = False
 
     @property
     def wants_auto(self) -> bool:
@@ -87,11 +88,11 @@ class Request:
         """The text of the last message of the user, for the quality gate."""
         for message in reversed(self.messages):
             if message.get("role") == "user":
-                return _joined(message.get("content"))
+                return text_of_content(message.get("content"))
         return ""
 
 
-def _joined(content: Any) -> str:
+def text_of_content(content: Any) -> str:
     """The text of a message's content, which may be a list of parts."""
     if isinstance(content, str):
         return content

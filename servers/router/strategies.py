@@ -39,12 +39,17 @@ class Task:
 
 @dataclass(slots=True)
 class Outcome:
-    """The answer, which model gave its last word, and what went wrong on the way."""
+    """The answer, which model gave its last word, and what went wrong on the way.
+
+    `agreement`: the share of the answers that agree with it, None where they were not compared; `alternatives`: others.
+    """
 
     text: str
     alias: str
     degraded: list[str] = field(default_factory=list)
     finish_reason: str = "stop"
+    agreement: float | None = None
+    alternatives: tuple[str, ...] = ()
 
 
 Strategy = Callable[[Task, Caller], Awaitable[Outcome]]
@@ -77,7 +82,7 @@ async def vote(task: Task, caller: Caller) -> Outcome:
     counted = Counter(extract(r.text) for r in replies)
     winner, votes = counted.most_common(1)[0]
     caller.progress("critic", f"{votes} of {len(replies)} samples agree")
-    return Outcome(next(r.text for r in replies if extract(r.text) == winner), replies[0].alias, degraded)
+    return _by_majority(replies, winner, degraded)
 
 
 async def committee(task: Task, caller: Caller) -> Outcome:
@@ -101,7 +106,7 @@ async def committee(task: Task, caller: Caller) -> Outcome:
     except RoleFailed as error:
         winner = replies[order[0]]
         return Outcome(winner.text, winner.alias, [*degraded, f"merger: {error}; the best proposal was taken"])
-    return Outcome(fused.text, fused.alias, degraded)
+    return Outcome(fused.text, fused.alias, degraded, alternatives=tuple(best))
 
 
 async def debate(task: Task, caller: Caller) -> Outcome:
@@ -128,8 +133,7 @@ async def debate(task: Task, caller: Caller) -> Outcome:
             degraded.append(f"debate ended after round {number - 1}: {error}")
             break
     winner = Counter(extract(r.text) for r in replies).most_common(1)[0][0]
-    chosen = next(r for r in replies if extract(r.text) == winner)
-    return Outcome(chosen.text, chosen.alias, degraded)
+    return _by_majority(replies, winner, degraded)
 
 
 async def clone_dispatch(task: Task, caller: Caller) -> Outcome:
@@ -218,6 +222,19 @@ def extract(text: str) -> str:
     if numbers:
         return str(numbers[-1]).replace(",", "").removesuffix(".0")
     return re.sub(r"\W+", " ", line).strip().lower()
+
+
+def _by_majority(replies: Sequence[Reply], winner: str, degraded: list[str]) -> Outcome:
+    """The first reply that comes to the answer of most; one of each other answer is kept beside it."""
+    others: dict[str, str] = {}
+    agreeing = [r for r in replies if extract(r.text) == winner]
+    for reply in replies:
+        others.setdefault(extract(reply.text), reply.text)
+    others.pop(winner)
+    return Outcome(
+        agreeing[0].text, agreeing[0].alias, degraded,
+        agreement=len(agreeing) / len(replies), alternatives=tuple(others.values()),
+    )  # fmt: skip
 
 
 async def _attempted(call: Awaitable[Reply]) -> Reply | RoleFailed:

@@ -16,7 +16,7 @@ from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.request import Body
 from hivemind.servers.router.roles import Message, Prompt, Reply, RoleFailed
 from hivemind.servers.router.selector import Decision, Option, inner_cost, inner_tokens
-from hivemind.servers.router.sse import text_of
+from hivemind.servers.router.sse import first_text, text_of
 from hivemind.servers.router.work import Answer, UpstreamRefused, Work
 
 if TYPE_CHECKING:
@@ -179,8 +179,7 @@ def composed(work: Work, text: str, model: str, finish_reason: str) -> Answer:
 def _reply(parsed: Mapping[str, Any], alias: str) -> Reply:
     choices = parsed["choices"]
     choice = choices[0] if choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message")
-    text = text_of(message.get("content")) if isinstance(message, dict) else ""
+    text = first_text(parsed)
     if not text.strip():
         raise RoleFailed(f"{alias} answered nothing")
     return Reply(text, alias, _confidence(choice), text_of(choice.get("finish_reason")) or "stop")

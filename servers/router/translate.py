@@ -20,8 +20,8 @@ from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.openai_request import check_hints
 from hivemind.servers.router.records import Call, Candidate, Record, Tokens
 from hivemind.servers.router.request import Body, Hints, Request
-from hivemind.servers.router.sse import error_text, text_of
-from hivemind.servers.router.work import UpstreamRefused
+from hivemind.servers.router.sse import error_text, first_text, text_of
+from hivemind.servers.router.work import UpstreamRefused, Work
 from hivemind.v1 import common_pb2, router_pb2
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
@@ -59,23 +59,22 @@ def request_of(
         traceparent=call.traceparent,
         tracestate=call.tracestate,
         policy=call.policy,
+        refine=message.refine,
     )
 
 
-def response_of(record: Record, parsed: dict[str, Any]) -> router_pb2.CompleteResponse:
+def response_of(work: Work, parsed: dict[str, Any]) -> router_pb2.CompleteResponse:
     """The answer of a plain completion."""
     choices = parsed["choices"]
     choice = choices[0] if choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message")
-    text = text_of(message.get("content")) if isinstance(message, dict) else ""
-    response = _response(record, text_of(parsed.get("model")), text)
+    response = _response(work, text_of(parsed.get("model")), first_text(parsed))
     response.finish_reason = text_of(choice.get("finish_reason"))
     return response
 
 
 def streamed_response_of(stream: OpenStream, text: str) -> router_pb2.CompleteResponse:
     """The end of a streamed completion: all that a plain one would have answered."""
-    response = _response(stream.work.record, stream.chat.model, text)
+    response = _response(stream.work, stream.chat.model, text)
     response.finish_reason = stream.chat.finish_reason
     return response
 
@@ -128,6 +127,7 @@ def record_of(record: Record, opinions: Sequence[Feedback]) -> router_pb2.Reques
         trace_id=record.trace_id,
         policy=record.policy,
         feedback=map(feedback_message, opinions),
+        nomination=record.nomination,
     )
     if record.shadow is not None:
         message.shadow.CopyFrom(router_pb2.ShadowDecision(**asdict(record.shadow)))
@@ -179,8 +179,6 @@ def _check(message: router_pb2.CompleteRequest) -> None:
         raise invalid_field("top_p", "must be a number above 0 and at most 1")
     if len(message.stop) > _STOPS_MAX:
         raise invalid_field("stop", f"must hold at most {_STOPS_MAX} texts")
-    if message.refine:
-        raise invalid_field("refine", "refinement is not built yet in this version", reason="HINTS_NOT_MET")
 
 
 def _messages(message: router_pb2.CompleteRequest) -> list[dict[str, str]]:
@@ -220,7 +218,8 @@ def _hints(message: common_pb2.Hints) -> Hints:
     return check_hints(hints, "hints.")
 
 
-def _response(record: Record, model: str, text: str) -> router_pb2.CompleteResponse:
+def _response(work: Work, model: str, text: str) -> router_pb2.CompleteResponse:
+    record, refined = work.record, work.refined
     return router_pb2.CompleteResponse(
         request_id=record.request_id,
         message=common_pb2.ChatMessage(role="assistant", content=text),
@@ -233,6 +232,8 @@ def _response(record: Record, model: str, text: str) -> router_pb2.CompleteRespo
         latency=_duration(record.latency_s),
         reason=record.reason,
         degraded=record.degraded,
+        refined_answer=refined.answer if refined is not None else "",
+        platinum_id=refined.platinum_id if refined is not None else "",
     )
 
 

@@ -9,6 +9,14 @@ from hivemind.servers.router.request import Request
 from hivemind.servers.router.selector import Decision, Option
 
 
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """The refined answer, and the platinum example that it became."""
+
+    answer: str
+    platinum_id: str
+
+
 @dataclass(slots=True)
 class Work:
     """A request on its way: what was decided, and the record that grows with it."""
@@ -21,6 +29,11 @@ class Work:
     ended: bool = False
     role: str = "worker"
     prompt_version: str = ""
+    text: str = ""
+    agreement: float | None = None
+    """The share of a strategy's answers that agreed; None where there was but one."""
+    alternatives: tuple[str, ...] = ()
+    refined: Refined | None = None
 
 
 @dataclass(slots=True)

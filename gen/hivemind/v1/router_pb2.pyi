@@ -602,6 +602,7 @@ class RequestRecord(_message.Message):
     FEEDBACK_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
+    NOMINATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id."""
     tenant: _builtins.str
@@ -624,6 +625,8 @@ class RequestRecord(_message.Message):
     """The trace id of the caller's W3C trace context, where there was one."""
     policy: _builtins.str
     """The policy it was decided under: named by `x-hivemind-policy` or laid down for the tenant; empty for none."""
+    nomination: _builtins.str
+    """Why the Arbiter was asked to refine it (see RefinementCandidate.Cause); empty where it was not."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it arrived."""
@@ -683,10 +686,11 @@ class RequestRecord(_message.Message):
         feedback: _abc.Iterable[Global___Feedback] | None = ...,
         policy: _builtins.str = ...,
         shadow: Global___ShadowDecision | None = ...,
+        nomination: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "create_time", b"create_time", "decision", b"decision", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "shadow", b"shadow", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "calls", b"calls", "cost_micros", b"cost_micros", "create_time", b"create_time", "decision", b"decision", "degraded", b"degraded", "feedback", b"feedback", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "outcome", b"outcome", "policy", b"policy", "prompt_sha256", b"prompt_sha256", "request_id", b"request_id", "requested_model", b"requested_model", "session", b"session", "shadow", b"shadow", "surface", b"surface", "tenant", b"tenant", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "calls", b"calls", "cost_micros", b"cost_micros", "create_time", b"create_time", "decision", b"decision", "degraded", b"degraded", "feedback", b"feedback", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "nomination", b"nomination", "outcome", b"outcome", "policy", b"policy", "prompt_sha256", b"prompt_sha256", "request_id", b"request_id", "requested_model", b"requested_model", "session", b"session", "shadow", b"shadow", "surface", b"surface", "tenant", b"tenant", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__master_cost_micros: _TypeAlias = _typing.Literal["master_cost_micros"]  # noqa: Y015
     _WhichOneofArgType__master_cost_micros: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros"]  # noqa: Y015
