@@ -29,7 +29,7 @@ from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.nomination import Nominator
 from hivemind.servers.router.nominations import NominationSender
 from hivemind.servers.router.openai_edge import OpenAIEdge
-from hivemind.servers.router.outbox import RedisOutbox
+from hivemind.servers.router.outbox import NOMINATIONS, RedisOutbox
 from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.recorder import Recorder
 from hivemind.servers.router.service import RouterService
@@ -80,7 +80,7 @@ def build(settings: RouterSettings) -> Mesh:
     )
     arbiter_channel = peer_channel(settings.arbiter_address)
     arbiter = ArbiterClient(arbiter_channel, api_key=key, clock=clock)
-    outbox = RedisOutbox(redis, router=f"{socket.gethostname()}:{settings.grpc_port}")
+    outbox = RedisOutbox(redis, NOMINATIONS, router=f"{socket.gethostname()}:{settings.grpc_port}")
     sender = NominationSender(outbox, store, arbiter, on_lost=metrics.nominations_lost.inc)
     completions = Completions(
         fleet=fleet,

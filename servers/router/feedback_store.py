@@ -12,7 +12,7 @@ from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.feedback import Feedback, expected_quality, judged_alias
 from hivemind.servers.router.nomination import after_feedback
-from hivemind.servers.router.outbox import OUTBOX, PUT
+from hivemind.servers.router.outbox import NOMINATIONS, PUT
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.skills import DECAY, Opinions, Skills
 
@@ -72,7 +72,7 @@ class RedisFeedbackStore:
             b"" if nomination is None else orjson.dumps(nomination),
         ]  # fmt: skip
         with store_errors():
-            found = await self._add(keys=[_OF_REQUEST + record.request_id, STREAM, _SKILLS, OUTBOX], args=args)
+            found = await self._add(keys=[_OF_REQUEST + record.request_id, STREAM, _SKILLS, NOMINATIONS], args=args)
         if not found:
             raise invalid_field("request_id", f"{OPINIONS_MAX} opinions on this request are stored already")
         return Feedback(**orjson.loads(found))

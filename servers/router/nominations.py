@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+import orjson
 import structlog
 
 from hivemind.servers.common.errors import MeshError
@@ -23,10 +24,10 @@ class Outbox(Protocol):
     """Where nominations wait; see outbox.RedisOutbox."""
 
     async def take(self, count: int) -> list[Letter]:
-        """Nominations to send."""
+        """Letters to send, each a nomination."""
 
     async def done(self, letters: Sequence[Letter]) -> None:
-        """Takes nominations out for good."""
+        """Takes letters out for good."""
 
 
 class Conversations(Protocol):
@@ -68,7 +69,8 @@ class NominationSender:
         letters = await self._outbox.take(BATCH)
         if not letters:
             return 0
-        found = [(x.nomination, await self._conversations.conversation(x.nomination.request_id)) for x in letters]
+        nominations = [Nomination(**orjson.loads(letter.text)) for letter in letters]
+        found = [(n, await self._conversations.conversation(n.request_id)) for n in nominations]
         candidates = [(nomination, talk) for nomination, talk in found if talk is not None]
         if len(candidates) < len(letters):
             self._on_lost(len(letters) - len(candidates))

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.conversation import Conversation
-from hivemind.servers.router.outbox import OUTBOX, PUT
+from hivemind.servers.router.outbox import NOMINATIONS, PUT
 from hivemind.servers.router.recorder import Entry
 from hivemind.servers.router.records import Record
 
@@ -60,7 +60,7 @@ class RedisRecordStore:
                 b"" if entry.nomination is None else orjson.dumps(entry.nomination),
             )
         with store_errors():
-            await self._append(keys=[STREAM, CONVERSATIONS, OUTBOX], args=args)
+            await self._append(keys=[STREAM, CONVERSATIONS, NOMINATIONS], args=args)
 
     async def get(self, request_id: str) -> Record | None:
         """See ports.RecordStore."""
