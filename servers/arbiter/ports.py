@@ -87,11 +87,3 @@ class QueueCounter(Protocol):
 
     async def counts(self) -> tuple[int, int]:
         """Candidates that wait, and those that were dropped because the queue was full."""
-
-
-class NoQueue:
-    """A QueueCounter where there is no queue."""
-
-    async def counts(self) -> tuple[int, int]:
-        """See QueueCounter."""
-        return 0, 0
