@@ -89,15 +89,6 @@ class Lease:
     candidate: Candidate
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSize:
-    """Candidates that wait or are worked on, and how many were dropped so far for want of room."""
-
-    waiting: int
-    leased: int
-    dropped: int
-
-
 def packed(candidate: Candidate) -> bytes:
     """The candidate as JSON, for the queue."""
     return orjson.dumps(candidate)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hivemind.servers.arbiter.candidate import Candidate, Lease, QueueSize, Submitted
+from hivemind.servers.arbiter.candidate import Candidate, Lease, Submitted
 from hivemind.servers.arbiter.example import Example, NewExample
 from hivemind.servers.arbiter.verdict import Schema
 from hivemind.servers.common.catalogue import Model
@@ -77,5 +77,69 @@ class CandidateQueue(Protocol):
     async def done(self, lease: Lease) -> None:
         """Takes it out for good."""
 
-    async def size(self) -> QueueSize:
-        """How many there are."""
+
+class PlatinumReader(Protocol):
+    """What the stream reads of the ledger. Every method may raise STORE_UNAVAILABLE."""
+
+    @property
+    def last_sequence(self) -> int:
+        """The newest sequence; 0 in an empty ledger."""
+
+    def examples_above(self, sequence: int) -> int:
+        """How many examples lie above a sequence."""
+
+    def is_learnable(self, sequence: int) -> bool:
+        """Whether an example stands there that is not forgotten."""
+
+    async def read(self, sequences: Sequence[int]) -> list[tuple[int, Example | None]]:
+        """The first of these sequences, as many as fit into about a megabyte, at least one; None: nothing to learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A consumer of a group, for the time of one stream: `token` names that stream, `at_most` is how many examples
+    may be under way."""
+
+    group: str
+    consumer: str
+    token: str
+    at_most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Work for a consumer: sequences in order, and how far the group is.
+
+    `fed`: the group was given all sequences up to this one; `open`: those of them that are not acknowledged yet.
+    `resume`: where to go on among what the consumer held before; empty: done with it. `created`: the group is new.
+    """
+
+    sequences: tuple[int, ...]
+    fed: int
+    open: int
+    resume: str
+    created: bool
+
+
+class ConsumerGroups(Protocol):
+    """Which group has which sequences in hand. Every method may raise STORE_UNAVAILABLE or STORE_FULL."""
+
+    async def take(self, member: Member, *, last: int, resume: str, joining: bool) -> Taken:
+        """Work up to the sequence `last`: first what the consumer held before, then what dead or idle ones held, then
+        new. ETAG_MISMATCH if another stream has taken over this consumer."""
+
+    async def acknowledge(self, group: str, sequences: Sequence[int]) -> int:
+        """Says that sequences were handled; answers up to where all of them are."""
+
+    async def leave(self, member: Member) -> None:
+        """Gives what the consumer holds to the others at once."""
+
+    async def progress(self) -> dict[str, tuple[int, int]]:
+        """`fed` and `open` of each group."""
+
+
+class QueueCounter(Protocol):
+    """Counts what waits for refinement."""
+
+    async def counts(self) -> tuple[int, int]:
+        """Candidates that wait, and those that were dropped because the queue was full."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import structlog
 from redis.asyncio import Redis
 
-from hivemind.servers.arbiter.candidate import Candidate, Lease, QueueSize, Submitted, packed, unpacked
+from hivemind.servers.arbiter.candidate import Candidate, Lease, Submitted, packed, unpacked
 from hivemind.servers.common.redis_client import store_errors
 
 _log = structlog.get_logger()
@@ -28,7 +28,10 @@ class Bounds:
 
 
 class RedisQueue:
-    """Implements ports.CandidateQueue. `on_drop` is told of candidates dropped, `shift_ms` moves the scripts' clock."""
+    """Implements ports.CandidateQueue and ports.QueueCounter.
+
+    `on_drop` is told how many candidates were dropped; `shift_ms` moves the scripts' clock: 0 but in tests.
+    """
 
     def __init__(
         self,
@@ -83,15 +86,14 @@ class RedisQueue:
         """See ports.CandidateQueue."""
         await self._run("done", lease.id, lease.attempt)
 
-    async def size(self) -> QueueSize:
-        """See ports.CandidateQueue."""
+    async def counts(self) -> tuple[int, int]:
+        """See ports.QueueCounter."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.zcard(f"{_KEYS}all")
-        pipeline.zcard(f"{_KEYS}leases")
         pipeline.get(f"{_KEYS}dropped")
         with store_errors():
-            waiting, leased, dropped = await pipeline.execute()
-        return QueueSize(waiting, leased, int(dropped or 0))
+            waiting, dropped = await pipeline.execute()
+        return waiting, int(dropped or 0)
 
     def _submission(self, candidate: Candidate, body: bytes) -> list[Any]:
         bounds, tenant = self._bounds, candidate.draft.tenant

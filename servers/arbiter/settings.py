@@ -6,10 +6,16 @@ from hivemind.servers.common.settings import ServerSettings
 
 
 class ArbiterSettings(ServerSettings):
-    """What every server has, and what only the Arbiter has. Times in seconds."""
+    """What every server has, and how ledger, stream and refinement work. Times are in seconds, sizes in bytes."""
 
     grpc_port: int = 7102
     metrics_port: int = 7202
+    ledger_rotate_bytes: int = Field(default=256 * 1024 * 1024, ge=1024)
+    ledger_poll_s: float = Field(default=0.1, gt=0)
+    platinum_poll_s: float = Field(default=0.1, gt=0)
+    platinum_heartbeat_s: float = Field(default=5.0, gt=0)
+    platinum_idle_s: float = Field(default=600.0, gt=0)
+    platinum_lease_s: float = Field(default=15.0, gt=0)
     catalogue_poll_s: float = Field(default=1.0, gt=0)
     spend_flush_s: float = Field(default=0.5, gt=0)
     refinement_least_score: float = Field(default=0.7, ge=0, le=1)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from hivemind.servers.arbiter.candidate import DEMONSTRATION, Candidate, Draft
-from hivemind.servers.arbiter.example import Example, Provenance, Turn
+from hivemind.servers.arbiter.example import Turn
 from hivemind.servers.common.context import DEFAULT_TENANT, current_call, is_id
 from hivemind.servers.common.errors import invalid_field
 from hivemind.v1 import arbiter_pb2, common_pb2
@@ -40,50 +40,6 @@ def candidates_of(request: arbiter_pb2.SubmitCandidatesRequest) -> list[Candidat
     if len(request.candidates) > CANDIDATES_MAX:
         raise invalid_field("candidates", f"at most {CANDIDATES_MAX}, and {len(request.candidates)} came")
     return [_candidate(c, f"candidates[{i}]") for i, c in enumerate(request.candidates)]
-
-
-def example_message(example: Example) -> arbiter_pb2.PlatinumExample:
-    """An example for a client."""
-    new = example.new
-    message = arbiter_pb2.PlatinumExample(
-        id=example.id,
-        sequence=example.sequence,
-        request_id=new.request_id,
-        role="arbiter_refined",
-        messages=[common_pb2.ChatMessage(role=t.role, content=t.content, name=t.name) for t in new.messages],
-        draft=new.draft,
-        final_platinum_answer=new.final_platinum_answer,
-        provenance=_provenance(new.provenance),
-        domain=new.domain,
-        confidence=new.confidence,
-        tenant=new.tenant,
-        licence=new.licence,
-        consent=new.consent,
-        refined_by=arbiter_pb2.PlatinumExample.RefinedBy.Value(new.refined_by),
-        origin=new.origin,
-        sha256=example.sha256,
-    )
-    message.create_time.FromMicroseconds(round(example.created * 1_000_000))
-    return message
-
-
-def _provenance(told: Provenance) -> arbiter_pb2.Provenance:
-    message = arbiter_pb2.Provenance(
-        draft_model=told.draft_model,
-        draft_adapter=told.draft_adapter,
-        oracle_model=told.oracle_model,
-        arbiter_model=told.arbiter_model,
-        prompt_template_sha256=told.prompt_template_sha256,
-        score=told.score,
-        draft_score=told.draft_score,
-        decisions=told.decisions,
-        changes=told.changes,
-        cost_micros=told.cost_micros,
-        safety=told.safety,
-        redactions=told.redactions,
-    )
-    message.latency.FromMicroseconds(round(told.latency_s * 1_000_000))
-    return message
 
 
 def _candidate(message: arbiter_pb2.RefinementCandidate, path: str) -> Candidate:
