@@ -17,6 +17,7 @@ from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.server import Mesh, main
 from hivemind.servers.common.spend import BudgetBook
 from hivemind.servers.router.arbiter_client import ArbiterClient
+from hivemind.servers.router.carrier import Carrier
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.edge_server import EdgeServer
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
@@ -27,7 +28,7 @@ from hivemind.servers.router.judge import FlipRate
 from hivemind.servers.router.learning import Learning
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.nomination import Nominator
-from hivemind.servers.router.nominations import NominationSender
+from hivemind.servers.router.nominations import Nominations
 from hivemind.servers.router.openai_edge import OpenAIEdge
 from hivemind.servers.router.outbox import NOMINATIONS, RedisOutbox
 from hivemind.servers.router.record_store import RedisRecordStore
@@ -80,8 +81,9 @@ def build(settings: RouterSettings) -> Mesh:
     )
     arbiter_channel = peer_channel(settings.arbiter_address)
     arbiter = ArbiterClient(arbiter_channel, api_key=key, clock=clock)
-    outbox = RedisOutbox(redis, NOMINATIONS, router=f"{socket.gethostname()}:{settings.grpc_port}")
-    sender = NominationSender(outbox, store, arbiter, on_lost=metrics.nominations_lost.inc)
+    name = f"{socket.gethostname()}:{settings.grpc_port}"
+    nominations = Nominations(store, arbiter, on_lost=metrics.nominations_lost.inc)
+    to_arbiter = Carrier(RedisOutbox(redis, NOMINATIONS, router=name), nominations.deliver)
     completions = Completions(
         fleet=fleet,
         upstream=upstream,
@@ -125,7 +127,7 @@ def build(settings: RouterSettings) -> Mesh:
         run=(
             server.run,
             recorder.run,
-            sender.run,
+            to_arbiter.run,
             governor.watch,
             watch.run,
             lambda: budgets.run(settings.spend_flush_s),

@@ -7,11 +7,12 @@ import pytest
 import redis.asyncio
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.router.carrier import Carrier
 from hivemind.servers.router.conversation import Conversation, Turn
 from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
 from hivemind.servers.router.nomination import Nomination
-from hivemind.servers.router.nominations import NominationSender
+from hivemind.servers.router.nominations import Nominations
 from hivemind.servers.router.outbox import MOST, NOMINATIONS, RedisOutbox
 from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.recorder import Entry, Recorder
@@ -51,11 +52,10 @@ def entry(name: str, *, cause: str = "SAMPLE", draft: str = "Perhaps.", kept: bo
     return Entry(record, talk if kept else None, Nomination(name, cause, 0.5) if cause else None)
 
 
-def sender_of(client: redis.asyncio.Redis, sink: Sink, router: str = "a") -> tuple[NominationSender, list[int]]:
+def sender_of(client: redis.asyncio.Redis, sink: Sink, router: str = "a") -> tuple[Carrier, list[int]]:
     lost: list[int] = []
-    return NominationSender(
-        RedisOutbox(client, NOMINATIONS, router=router), store_of(client), sink, on_lost=lost.append
-    ), lost
+    nominations = Nominations(store_of(client), sink, on_lost=lost.append)
+    return Carrier(RedisOutbox(client, NOMINATIONS, router=router), nominations.deliver), lost
 
 
 async def test_a_nominated_answer_reaches_the_arbiter_with_its_conversation(client: redis.asyncio.Redis) -> None:
