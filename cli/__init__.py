@@ -98,7 +98,8 @@ def governor_get(as_json: Json = False) -> None:
 
 @governor.command("set")
 def governor_set(settings: Annotated[list[str], typer.Argument(help="key=value")], as_json: Json = False) -> None:
-    """Change it: enabled=false quality_dial=0.8 budget=TENANT:DAY:MICROS rate=TENANT:PER_MINUTE."""
+    """Change it: enabled=false quality_dial=0.8 budget=TENANT:DAY:MICROS[:REFINEMENT]
+    rate=TENANT:PER_MINUTE."""
     with _errors():
         from hivemind.cli import commands
 
