@@ -17,8 +17,8 @@ app.add_typer(governor, name="governor")
 router = typer.Typer(no_args_is_help=True, help="What routing achieved.", rich_markup_mode=None)
 app.add_typer(router, name="router")
 
-platinum = typer.Typer(no_args_is_help=True, help="Examples worth learning from.", rich_markup_mode=None)
-app.add_typer(platinum, name="platinum")
+platinum_app = typer.Typer(no_args_is_help=True, help="Examples worth learning from.", rich_markup_mode=None)
+app.add_typer(platinum_app, name="platinum")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -134,7 +134,7 @@ Domain = Annotated[str, typer.Option(help="Only this domain.")]
 Folder = Annotated[str, typer.Option(help="The ledger's folder; empty: that of this mesh.")]
 
 
-@platinum.command("list")
+@platinum_app.command("list")
 def platinum_list(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many of the newest.")] = 20,
     tenant: Tenant = "",
@@ -148,7 +148,7 @@ def platinum_list(
         _print(examples.examples(_api(), count=count, tenant=tenant, domain=domain), examples.show_list, as_json)
 
 
-@platinum.command("show")
+@platinum_app.command("show")
 def platinum_show(name: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
     """Show draft against final answer, who decided and why."""
     with _errors():
@@ -157,7 +157,7 @@ def platinum_show(name: Annotated[str, typer.Argument(metavar="ID")], as_json: J
         _print(examples.example(_api(), name), examples.show_example, as_json)
 
 
-@platinum.command("export")
+@platinum_app.command("export")
 def platinum_export(
     out: Annotated[str, typer.Option("--out", "-o", help="The file to write; empty: standard output.")] = "",
     tenant: Tenant = "",
@@ -172,7 +172,7 @@ def platinum_export(
         print(f"{count} examples", file=sys.stderr)
 
 
-@platinum.command("verify")
+@platinum_app.command("verify")
 def platinum_verify(folder: Folder = "", as_json: Json = False) -> None:
     """Check that no line was changed, taken out or moved; reads the files, needs no running mesh."""
     with _errors():
@@ -187,7 +187,7 @@ def platinum_verify(folder: Folder = "", as_json: Json = False) -> None:
             raise typer.Exit(1)
 
 
-@platinum.command("stats")
+@platinum_app.command("stats")
 def platinum_stats(as_json: Json = False) -> None:
     """Count examples, and what waits for refinement."""
     with _errors():
@@ -196,7 +196,7 @@ def platinum_stats(as_json: Json = False) -> None:
         _print(_api().get("/api/platinum:stats"), examples.show_stats, as_json)
 
 
-@platinum.command("forget")
+@platinum_app.command("forget")
 def platinum_forget(
     tenant: Annotated[str, typer.Option(help="Everything of this tenant.")] = "",
     request: Annotated[str, typer.Option(help="Everything that came of this request.")] = "",
