@@ -1,6 +1,7 @@
 """What the Governor allows of refinement, and who waits for it to change."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -9,6 +10,7 @@ from hivemind.servers.common.spend import BudgetView
 from hivemind.v1 import common_pb2, governor_pb2
 
 _OTHER: Final = "other"
+FIRST_WORD_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Governance:
         self._tenants: frozenset[str] = frozenset({"default"})
         self._active, self._stopped = asyncio.Event(), asyncio.Event()
         self._stopped.set()
+        self._known = asyncio.Event()
 
     def take(self, message: governor_pb2.WatchConfigResponse) -> None:
         """See governor_client.Follower."""
@@ -59,21 +62,23 @@ class Governance:
         now, before = (self._active, self._stopped) if self._allowed.active else (self._stopped, self._active)
         before.clear()
         now.set()
+        self._known.set()
 
     def lost(self) -> None:
         """See governor_client.Follower."""
         self.view = replace(self.view, fresh=False)
-
-    @property
-    def known(self) -> bool:
-        """Whether the Governor has spoken."""
-        return self._allowed is not None
 
     def allowed(self) -> Allowed:
         """What holds now; MeshError PEER_UNAVAILABLE before the Governor's first word."""
         if self._allowed is None:
             raise MeshError("PEER_UNAVAILABLE", "the Governor has not told yet what it allows", retry_after_s=1.0)
         return self._allowed
+
+    async def first_allowed(self) -> Allowed:
+        """As `allowed`, but a server that has just started waits a little for the Governor's first word."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._known.wait(), FIRST_WORD_S)
+        return self.allowed()
 
     def tenant_label(self, tenant: str) -> str:
         """The tenant as it may stand in a metric: those with a budget and `default` by name."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.tasks import end_tasks
 
 T = TypeVar("T")
 
@@ -44,8 +45,7 @@ class Once(Generic[T]):
             running.waiting -= 1
             if running.waiting == 0 and not running.task.done():
                 self._forget(key, running.task)
-                running.task.cancel()
-                await asyncio.wait({running.task})
+                await end_tasks(running.task)
 
     def _forget(self, key: tuple[str, str], task: asyncio.Task[T]) -> None:
         running = self._running.get(key)

@@ -1,7 +1,7 @@
 """Refinement: from a draft to an example in the ledger. Nothing enters it without an accepted verdict or a person."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -38,7 +38,7 @@ class Setting:
     catalogue: Callable[[], Catalogue]
     ledger: PlatinumLedger
     purse: Purse
-    allowed: Callable[[], Allowed]
+    allowed: Callable[[], Awaitable[Allowed]]
     counting: Counting
     rule: Rule
     boundary: Callable[[], str]
@@ -105,7 +105,7 @@ class Refinery:
     async def _refined(self, draft: Draft) -> Example:
         setting, began = self._setting, self._setting.clock()
         self._check_consent(draft.tenant)
-        allowed = setting.allowed()
+        allowed = await setting.allowed()
         allowed.check()
         clean = await asyncio.to_thread(draft.redacted)
         calls = PaidCalls(setting.purse, clean.tenant)

@@ -69,7 +69,7 @@ def build_refining(
         catalogue=lambda: in_force.catalogue,
         ledger=ledger,
         purse=purse,
-        allowed=governance.allowed,
+        allowed=governance.first_allowed,
         counting=metrics,
         rule=Rule(settings.refinement_least_score),
         boundary=lambda: secrets.token_hex(8),

@@ -14,6 +14,7 @@ from hivemind.servers.arbiter.governance import Governance
 from hivemind.servers.arbiter.ports import CandidateQueue
 from hivemind.servers.arbiter.refinement import Refinery
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.tasks import end_tasks
 
 _log = structlog.get_logger()
 
@@ -55,9 +56,11 @@ class Workers:
 
     async def run(self) -> None:
         """Works for ever."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._pace.concurrency):
-                group.create_task(self._worker())
+        workers = [asyncio.create_task(self._worker()) for _ in range(self._pace.concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            await end_tasks(*workers)
 
     async def _worker(self) -> None:
         while True:
@@ -98,12 +101,12 @@ class Workers:
             async with self._kept(lease):
                 await asyncio.wait({refining, stopped}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:  # the server drains: another process may go on at once
-            await _ended(refining)
+            await end_tasks(refining)
             await self._settle(lease, refining)
             raise
         finally:
-            await _ended(stopped)
-        await _ended(refining)
+            await end_tasks(stopped)
+        await end_tasks(refining)
         await self._settle(lease, refining)
 
     @asynccontextmanager
@@ -120,7 +123,7 @@ class Workers:
         try:
             yield
         finally:
-            await _ended(renewing)
+            await end_tasks(renewing)
 
     async def _settle(self, lease: Lease, refining: "asyncio.Task[object]") -> None:
         """What becomes of the candidate."""
@@ -163,9 +166,3 @@ def _draft_of(lease: Lease) -> Draft:
     """The key names the candidate: after a crash behind the ledger's commit the example is found, not made again."""
     draft = lease.candidate.draft
     return replace(draft, idempotency_key=f"queue-{lease.id}", fingerprint=digest(draft.messages, draft.draft))
-
-
-async def _ended(task: "asyncio.Task[object]") -> None:
-    """Cancels a task and waits for its end; its outcome stays in it."""
-    task.cancel()
-    await asyncio.wait({task})

@@ -11,7 +11,7 @@ import json
 import math
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -337,10 +337,12 @@ SCRIPTS: dict[str, Callable[[Call], Awaitable[None]]] = {
 
 @dataclass
 class ScriptedUpstream:
-    """The server. `seen` grows with every request but those to /seen."""
+    """The server. `seen` grows with every request but those to /seen; tests may hold scripts back by `gate`."""
 
     seen: list[Seen] = field(default_factory=list)
     turns: dict[str, int] = field(default_factory=dict)
+    scripts: Mapping[str, Callable[[Call], Awaitable[None]]] = field(default_factory=lambda: SCRIPTS)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -367,7 +369,7 @@ class ScriptedUpstream:
             return True
         self.seen.append(seen)
         try:
-            await SCRIPTS[seen.model](call)
+            await self.scripts[seen.model](call)
         except ConnectionError:
             seen.closed_early_after_s = time.monotonic() - seen.began
             raise
@@ -378,7 +380,9 @@ class ScriptedUpstream:
 
 
 async def main() -> None:
-    upstream = ScriptedUpstream()
+    from tests.support.scripted_oracle import ORACLE_SCRIPTS
+
+    upstream = ScriptedUpstream(scripts={**SCRIPTS, **ORACLE_SCRIPTS})
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     plain = await asyncio.start_server(upstream.handle, "127.0.0.1", 0)
