@@ -73,7 +73,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no safetensors": (lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 64), WEIGHTS, "truncated or no safetensors"),
     "bytes behind": (lambda f: (f / WEIGHTS).open("ab").write(b"x"), WEIGHTS, "1 bytes behind"),
     "another base model": (
-        lambda f: change_config(f, base_model_name_or_path="meta-llama/Llama-3.2-1B"), CONFIG, "meta-llama/Llama-3.2-1B"),
+        lambda f: change_config(f, base_model_name_or_path="meta-llama/Llama-3.2-1B"), CONFIG, "meta-llama/"),
     "a base model by meta": (lambda f: meta(f, base_model="master"), META, "'master'"),
     "another revision": (lambda f: meta(f, base_revision="sha256:00"), META, "base_revision"),
     "another sum": (lambda f: meta(f, sha256="00"), META, "sha256"),
