@@ -64,10 +64,10 @@ async def serve(settings: EngineSettings, options: ServerOptions) -> None:
         )  # fmt: skip
         await health.start()
         _log.info("listening", http_port=engine.port, metrics_port=health.port, model=options.generation.model.name)
-        told = asyncio.ensure_future(ended.wait())
-        await asyncio.wait({told, engine.loop}, return_when=asyncio.FIRST_COMPLETED)
+        engine.loop.add_done_callback(lambda _: ended.set())
+        await ended.wait()
         await health.stop()
-        if not told.done():
+        if engine.loop.done():
             engine.loop.result()  # raises the defect: the supervisor starts this process again
 
 
