@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 
@@ -15,6 +16,8 @@ from hivemind.servers.common.errors import MeshError
 
 _log = structlog.get_logger()
 
+ADAPTERS_TOLD: Final = 1_000
+
 Replicas = Mapping[str, Sequence[ReplicaState]]
 
 
@@ -25,6 +28,8 @@ class RoleView:
     role: Role
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     replicas: Sequence[ReplicaState] = ()
+    adapters: Sequence[str] = ()
+    """Every adapter registered for the role, newest first, at most ADAPTERS_TOLD."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,10 @@ class StateFeed:
     async def _view(self, role: Role) -> RoleView:
         challengers = [c.adapter_id for c in role.challenges]
         evidence = await self._store.evidence(role, challengers) if challengers else {}
-        return RoleView(role, evidence, tuple(self._replicas.replicas(role.name)))
+        newest = await self._store.newest(role.name, 0, ADAPTERS_TOLD)
+        return RoleView(
+            role, evidence, tuple(self._replicas.replicas(role.name)), tuple(record.id for record in newest)
+        )
 
     async def _take(self, snapshot: Snapshot) -> None:
         async with self._changed:

@@ -345,6 +345,7 @@ class RoleState(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     PREVIOUS_CHAMPION_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """The role."""
     champion: _builtins.str
@@ -361,6 +362,10 @@ class RoleState(_message.Message):
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
         """What each replica of the model servers holds."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Every adapter registered for the role, newest first, at most 1,000: each can be asked for by name."""
+
     def __init__(
         self,
         *,
@@ -370,10 +375,11 @@ class RoleState(_message.Message):
         replicas: _abc.Iterable[Global___Replica] | None = ...,
         etag: _builtins.str = ...,
         previous_champion: _builtins.str = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenges", b"challenges", "champion", b"champion", "etag", b"etag", "previous_champion", b"previous_champion", "replicas", b"replicas", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "challenges", b"challenges", "champion", b"champion", "etag", b"etag", "previous_champion", b"previous_champion", "replicas", b"replicas", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
