@@ -60,14 +60,14 @@ async def cascade(task: Task, caller: Caller) -> Outcome:
     try:
         first = await caller.ask("proposer", task.model, task.messages)
     except RoleFailed as error:
-        second = await caller.ask("worker", task.team[0], task.messages)
+        second = await caller.speak("worker", task.team[0], task.messages)
         return Outcome(second.text, second.alias, [f"cascade: {error}"], second.finish_reason)
     if first.confidence is not None and first.confidence >= CONFIDENT_ABOVE:
         return Outcome(first.text, first.alias, finish_reason=first.finish_reason)
     sure = "no confidence was told" if first.confidence is None else f"confidence {first.confidence:.2f}"
     caller.progress("critic", f"{first.alias} is not sure ({sure}); asking {task.team[0].alias}")
     try:
-        second = await caller.ask("worker", task.team[0], task.messages)
+        second = await caller.speak("worker", task.team[0], task.messages)
     except RoleFailed as error:
         return Outcome(first.text, first.alias, [f"cascade: {error}; {first.alias} answered alone"])
     return Outcome(second.text, second.alias, finish_reason=second.finish_reason)
@@ -102,7 +102,7 @@ async def committee(task: Task, caller: Caller) -> Outcome:
     caller.progress("merger", f"fusing the best {len(best)}")
     merge = prompt("merge")
     try:
-        fused = await caller.ask("merger", task.model, instructed(task.messages, merge, *best), prompt=merge)
+        fused = await caller.speak("merger", task.model, instructed(task.messages, merge, *best), prompt=merge)
     except RoleFailed as error:
         winner = replies[order[0]]
         return Outcome(winner.text, winner.alias, [*degraded, f"merger: {error}; the best proposal was taken"])
@@ -140,7 +140,7 @@ async def clone_dispatch(task: Task, caller: Caller) -> Outcome:
     """Independent parts, answered by clones of one model at the same time, then joined."""
     parts = list(task.subtasks) or await _split(task, caller)
     if len(parts) == 1:
-        only = await caller.ask("worker", task.model, task.messages)
+        only = await caller.speak("worker", task.model, task.messages)
         return Outcome(only.text, only.alias)
     caller.progress("worker", f"{len(parts)} parts at the same time")
     earlier = task.messages[:-1]
@@ -157,7 +157,7 @@ async def clone_dispatch(task: Task, caller: Caller) -> Outcome:
     join = prompt("join")
     room = max(200, 5_000 // len(told))
     try:
-        whole = await caller.ask(
+        whole = await caller.speak(
             "merger", task.model, instructed(task.messages, join, *(t[:room] for t in told)), prompt=join
         )
     except RoleFailed as error:

@@ -20,8 +20,8 @@ from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.openai_request import check_hints
 from hivemind.servers.router.records import Call, Candidate, Record, Tokens
 from hivemind.servers.router.request import Body, Hints, Request
-from hivemind.servers.router.sse import error_text, first_text, text_of
-from hivemind.servers.router.work import UpstreamRefused, Work
+from hivemind.servers.router.sse import first_text, text_of
+from hivemind.servers.router.work import Work
 from hivemind.v1 import common_pb2, router_pb2
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
@@ -156,15 +156,6 @@ def page_size(asked: int) -> int:
     if asked < 0:
         raise invalid_field("page_size", "must not be negative")
     return min(asked or _PAGE_DEFAULT, _PAGE_MAX)
-
-
-def refusal_text(refused: UpstreamRefused) -> str:
-    """What a model server said about a request that it refused."""
-    try:
-        body = orjson.loads(refused.body)
-    except orjson.JSONDecodeError:
-        return f"status {refused.status}"
-    return error_text(body) if isinstance(body, dict) else f"status {refused.status}"
 
 
 def _check(message: router_pb2.CompleteRequest) -> None:
