@@ -182,6 +182,7 @@ class Completions:
         outcome = await BY_NAME[option.strategy](task, caller)
         record = work.record
         record.degraded += outcome.degraded
+        record.judged = outcome.judged
         work.text, work.agreement, work.alternatives = outcome.text, outcome.agreement, outcome.alternatives
         work.hold.settle(record.cost_micros)
         self._end(work, "OK")

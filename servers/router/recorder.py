@@ -12,6 +12,7 @@ from hivemind.servers.common.errors import MeshError
 from hivemind.servers.router.conversation import Conversation, redacted
 from hivemind.servers.router.nomination import Nomination
 from hivemind.servers.router.records import Record
+from hivemind.servers.router.skills import Lesson
 
 _log = structlog.get_logger()
 
@@ -23,11 +24,12 @@ BATCH_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record, with the conversation where it is kept, and its nomination where there is one."""
+    """A record, with the conversation where it is kept, its nomination, and what it taught of models, if anything."""
 
     record: Record
     conversation: Conversation | None = None
     nomination: Nomination | None = None
+    lessons: tuple[Lesson, ...] = ()
 
 
 class EntryStore(Protocol):
@@ -51,7 +53,7 @@ class Recorder:
             self._waiting.popleft()
             self._on_drop(1)
         if entry.conversation is not None and len(self._waiting) >= TALKS_WAITING_MAX:
-            entry = Entry(entry.record)
+            entry = Entry(entry.record, lessons=entry.lessons)
         self._waiting.append(entry)
         self._arrived.set()
 

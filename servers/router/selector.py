@@ -84,7 +84,10 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to answer, and the upper estimate of what it costs in micro-USD. `team`: the proposers of a committee."""
+    """One way to answer, and the upper estimate of what it costs in micro-USD. `team`: the proposers of a committee.
+
+    `expected`: (alias, P(good enough) of one call of it) for each alias of such a team.
+    """
 
     model: Model
     cost_micros: int
@@ -93,6 +96,7 @@ class Option:
     quality: float | None = None
     latency_s: float | None = None
     available: bool = True
+    expected: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,8 @@ def _option(
         others = [s.model for s in pool if s is not state and s.available]
         team = tuple([model, *others][i % (1 + len(others))] for i in range(PROPOSERS))
         cost = sum(inner_cost(request, m) for m in team) + 6 * judging + inner
-        return Option(model, cost, strategy, team, better, _times(seconds, 4), state.available)
+        expected = tuple((alias, quality[alias]) for alias in dict.fromkeys(m.alias for m in team))
+        return Option(model, cost, strategy, team, better, _times(seconds, 4), state.available, expected)
     if strategy == "debate":
         return Option(model, PROPOSERS * ROUNDS * inner, strategy, (), better, _times(seconds, 3), state.available)
     items = len(request.hints.subtasks) or ITEMS_MAX

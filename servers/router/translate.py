@@ -18,7 +18,7 @@ from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.openai_request import check_hints
-from hivemind.servers.router.records import Call, Candidate, Record, Tokens
+from hivemind.servers.router.records import Call, Candidate, Judged, Record, Tokens
 from hivemind.servers.router.request import Body, Hints, Request
 from hivemind.servers.router.sse import first_text, text_of
 from hivemind.servers.router.work import Work
@@ -128,6 +128,7 @@ def record_of(record: Record, opinions: Sequence[Feedback]) -> router_pb2.Reques
         policy=record.policy,
         feedback=map(feedback_message, opinions),
         nomination=record.nomination,
+        judgements=map(_judgement, record.judged),
     )
     if record.shadow is not None:
         message.shadow.CopyFrom(router_pb2.ShadowDecision(**asdict(record.shadow)))
@@ -272,6 +273,12 @@ def _candidate(candidate: Candidate) -> common_pb2.Candidate:
     if candidate.latency_s is not None:
         message.latency.CopyFrom(_duration(candidate.latency_s))
     return message
+
+
+def _judgement(judged: Judged) -> router_pb2.Judgement:
+    return router_pb2.Judgement(
+        alias=judged.alias, points=judged.points, points_against_others=judged.against_others, score=judged.score
+    )
 
 
 def _call(call: Call) -> router_pb2.ModelCall:
