@@ -14,7 +14,7 @@ app = typer.Typer(
 governor = typer.Typer(no_args_is_help=True, help="Toggles and budgets of the running mesh.", rich_markup_mode=None)
 app.add_typer(governor, name="governor")
 
-router = typer.Typer(no_args_is_help=True, help="What routing achieved.", rich_markup_mode=None)
+router = typer.Typer(no_args_is_help=True, help="What routing achieved, and its records.", rich_markup_mode=None)
 app.add_typer(router, name="router")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -124,6 +124,21 @@ def router_report_command(
             _print(found, reporting.show, False)
         if png:
             reporting.draw(found, Path(png))
+
+
+@router.command("export")
+def router_export_command(
+    file: Annotated[str, typer.Argument(help="The file to write, a line of JSON for each request.")],
+    tenant: Annotated[str, typer.Option(help="Only the requests of this tenant.")] = "",
+) -> None:
+    """Write all records, each with the feedback on it, newest first."""
+    with _errors():
+        from pathlib import Path
+
+        from hivemind.cli import router_export as exporting
+
+        count = exporting.export(_api(), Path(file), tenant=tenant)
+        _say(f"{count} records in {file}")
 
 
 @app.command("logs")
