@@ -14,7 +14,7 @@ app = typer.Typer(
 governor = typer.Typer(no_args_is_help=True, help="Toggles and budgets of the running mesh.", rich_markup_mode=None)
 app.add_typer(governor, name="governor")
 
-router = typer.Typer(no_args_is_help=True, help="What routing achieved.", rich_markup_mode=None)
+router = typer.Typer(no_args_is_help=True, help="What routing achieved, and its records.", rich_markup_mode=None)
 app.add_typer(router, name="router")
 
 platinum_app = typer.Typer(no_args_is_help=True, help="Examples worth learning from.", rich_markup_mode=None)
@@ -324,6 +324,21 @@ def adapters_history(
         _print(found, registry.show_history, as_json)
         if png:
             registry.draw(found, Path(png))
+
+
+@router.command("export")
+def router_export_command(
+    file: Annotated[str, typer.Argument(help="The file to write, a line of JSON for each request.")],
+    tenant: Annotated[str, typer.Option(help="Only the requests of this tenant.")] = "",
+) -> None:
+    """Write all records, each with the feedback on it, newest first."""
+    with _errors():
+        from pathlib import Path
+
+        from hivemind.cli import router_export as exporting
+
+        count = exporting.export(_api(), Path(file), tenant=tenant)
+        _say(f"{count} records in {file}")
 
 
 @app.command("logs")

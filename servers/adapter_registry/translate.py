@@ -81,7 +81,10 @@ def role_of(view: RoleView, rules: Rules) -> pb.RoleState:
     """The state of a role."""
     role = view.role
     message = pb.RoleState(
-        role=role.name, champion=role.champion, etag=role.etag, previous_champion=role.line[-1] if role.line else "",
+        role=role.name,
+        champion=role.champion,
+        etag=role.etag,
+        previous_champion=role.line[-1] if role.line else "",
         adapters=view.adapters,
     )
     for challenge in role.challenges:

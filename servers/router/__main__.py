@@ -16,6 +16,7 @@ from hivemind.servers.common.interceptors import CallPolicy
 from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.server import Mesh, main
 from hivemind.servers.common.spend import BudgetBook
+from hivemind.servers.router.adapters import AdapterBook
 from hivemind.servers.router.arbiter_client import ArbiterClient
 from hivemind.servers.router.carrier import Carrier
 from hivemind.servers.router.completion import Completions
@@ -30,9 +31,10 @@ from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.nomination import Nominator
 from hivemind.servers.router.nominations import Nominations
 from hivemind.servers.router.openai_edge import OpenAIEdge
-from hivemind.servers.router.outbox import NOMINATIONS, RedisOutbox
+from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, RedisOutbox
 from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.recorder import Recorder
+from hivemind.servers.router.registry_client import RegistryClient
 from hivemind.servers.router.service import RouterService
 from hivemind.servers.router.settings import RouterSettings
 from hivemind.servers.router.skills import Skills
@@ -60,7 +62,8 @@ def build(settings: RouterSettings) -> Mesh:
     registry = CollectorRegistry()
     metrics = RouterMetrics(registry)
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-    fleet = Fleet(catalogue, clock)
+    adapters = AdapterBook()
+    fleet = Fleet(catalogue, clock, adapters)
     redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s, connections=8)
     store = RedisRecordStore(
         redis, retention_s=settings.record_retention_s, conversations=settings.conversations,
@@ -81,8 +84,11 @@ def build(settings: RouterSettings) -> Mesh:
     )
     arbiter_channel = peer_channel(settings.arbiter_address)
     arbiter = ArbiterClient(arbiter_channel, api_key=key, clock=clock)
+    registry_channel = peer_channel(settings.registry_address)
+    adapter_registry = RegistryClient(registry_channel, adapters, api_key=key)
     name = f"{socket.gethostname()}:{settings.grpc_port}"
     nominations = Nominations(store, arbiter, on_lost=metrics.nominations_lost.inc)
+    to_registry = Carrier(RedisOutbox(redis, OUTCOMES, router=name), adapter_registry.deliver)
     to_arbiter = Carrier(RedisOutbox(redis, NOMINATIONS, router=name), nominations.deliver)
     completions = Completions(
         fleet=fleet,
@@ -114,6 +120,7 @@ def build(settings: RouterSettings) -> Mesh:
         await upstream.close()
         await channel.close()
         await arbiter_channel.close()
+        await registry_channel.close()
         await redis.aclose()
 
     def begin_drain() -> None:
@@ -128,6 +135,8 @@ def build(settings: RouterSettings) -> Mesh:
             server.run,
             recorder.run,
             to_arbiter.run,
+            to_registry.run,
+            adapter_registry.watch,
             governor.watch,
             watch.run,
             lambda: budgets.run(settings.spend_flush_s),

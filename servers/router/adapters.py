@@ -22,6 +22,13 @@ class RoleAdapters:
     registered: tuple[str, ...] = ()
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
+    def standing(self, adapter: str) -> str:
+        """What an adapter is in its role, and on how many replicas."""
+        share = self.split.challengers.get(adapter)
+        kind = "champion" if adapter == self.split.champion else "shadow" if adapter in self.shadows else "registered"
+        named = kind if share is None else f"challenger with {share:.0%} of the traffic"
+        return f"{named}; held by {sum(adapter in held for held in self.held.values())} replicas"
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

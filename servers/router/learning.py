@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from hivemind.servers.router.conversation import Conversation, can_be_kept, turns_of
 from hivemind.servers.router.nomination import Nominator
+from hivemind.servers.router.outcomes import outcomes_of
 from hivemind.servers.router.recorder import Entry
+from hivemind.servers.router.skills import lessons_of
 from hivemind.servers.router.work import Work
 
 
@@ -15,10 +17,12 @@ class Learning:
         self._nominator, self._consents = nominator, consents
 
     def entry(self, work: Work) -> Entry:
-        """The entry of a request that has ended. Nothing but the record is kept where there is no answer or consent."""
+        """The entry of a request that has ended. No text is kept where there is no answer or consent."""
         record, request = work.record, work.request
+        expected = () if work.decision is None else work.decision.chosen.expected
+        lessons, outcomes = lessons_of(record.judged, dict(expected)), outcomes_of(record)
         if record.outcome != "OK" or not can_be_kept(request, work.text) or not self._consents(request.tenant):
-            return Entry(record)
+            return Entry(record, lessons=lessons, outcomes=outcomes)
         last = next((c for c in reversed(record.calls) if not c.error), None)
         kept = Conversation(
             record.request_id, record.tenant, record.domain, record.chosen_model, last.adapter if last else "",
@@ -26,4 +30,4 @@ class Learning:
         )  # fmt: skip
         nomination = self._nominator.judge(record, work.agreement)
         record.nomination = nomination.cause if nomination is not None else ""
-        return Entry(record, kept, nomination)
+        return Entry(record, kept, nomination, lessons, outcomes)

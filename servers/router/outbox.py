@@ -15,6 +15,8 @@ from hivemind.servers.common.redis_client import store_errors
 
 NOMINATIONS: Final = "router:nominations"
 """Nomination, for the Arbiter."""
+OUTCOMES: Final = "router:outcomes"
+"""Outcome, for the AdapterRegistry."""
 MOST: Final = 10_000
 _DROPPED: Final = ":dropped"
 _GROUP: Final = "routers"

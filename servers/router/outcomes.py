@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hivemind.servers.router.records import Record
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -20,3 +22,15 @@ class Outcome:
     unit: str = ""
     compared_with: str = ""
     score: float | None = None
+
+
+def outcomes_of(record: Record) -> tuple[Outcome, ...]:
+    """What the calls of a request tell of adapters. A call that the client or the request ended tells nothing."""
+    calls = [c for c in record.calls if c.adapter_role and (c.failed or not c.error)]
+    return tuple(
+        Outcome(
+            record.request_id if i == 0 else f"{record.request_id}.{i}", c.adapter_role, c.adapter,
+            None if c.failed else c.latency_s, c.cost_micros, c.failed, c.unit,
+        )
+        for i, c in enumerate(calls)
+    )  # fmt: skip
