@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import orjson
 from prometheus_client import CollectorRegistry
 
 from hivemind.servers.common.catalogue import CatalogueError, environment, load_catalogue
@@ -18,6 +19,7 @@ from hivemind.servers.common.server import Mesh, main
 from hivemind.servers.common.spend import BudgetBook
 from hivemind.servers.router.adapters import AdapterBook
 from hivemind.servers.router.arbiter_client import ArbiterClient
+from hivemind.servers.router.background import background_completions
 from hivemind.servers.router.carrier import Carrier
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.edge_server import EdgeServer
@@ -37,6 +39,7 @@ from hivemind.servers.router.recorder import Recorder
 from hivemind.servers.router.registry_client import RegistryClient
 from hivemind.servers.router.service import RouterService
 from hivemind.servers.router.settings import RouterSettings
+from hivemind.servers.router.shadow import Shadows
 from hivemind.servers.router.skills import Skills
 from hivemind.servers.router.upstream_http import HttpUpstream
 from hivemind.v1 import common_pb2, router_pb2_grpc
@@ -77,19 +80,28 @@ def build(settings: RouterSettings) -> Mesh:
     upstream = HttpUpstream(connections=settings.upstream_connections)
     feedback = RedisFeedbackStore(redis, retention_s=settings.record_retention_s)
     skills = Skills()
-    rng = random.Random()
-    learning = Learning(
-        Nominator(settings.nominate, rng),
-        consents=lambda tenant: tenant not in fleet.catalogue.tenants_without_training,
-    )
+    rng, flips = random.Random(), FlipRate(metrics.judge_flips.set)
     arbiter_channel = peer_channel(settings.arbiter_address)
     arbiter = ArbiterClient(arbiter_channel, api_key=key, clock=clock)
     registry_channel = peer_channel(settings.registry_address)
     adapter_registry = RegistryClient(registry_channel, adapters, api_key=key)
     name = f"{socket.gethostname()}:{settings.grpc_port}"
     nominations = Nominations(store, arbiter, on_lost=metrics.nominations_lost.inc)
-    to_registry = Carrier(RedisOutbox(redis, OUTCOMES, router=name), adapter_registry.deliver)
+    outcomes = RedisOutbox(redis, OUTCOMES, router=name)
+    to_registry = Carrier(outcomes, adapter_registry.deliver)
     to_arbiter = Carrier(RedisOutbox(redis, NOMINATIONS, router=name), nominations.deliver)
+    refining = GovernorClient(channel, state, server="router", purpose=common_pb2.REFINEMENT, api_key=key)
+    refinement_budgets = BudgetBook(refining, view=lambda: state.refinement, clock=clock)
+    shadows = Shadows(
+        background_completions(fleet, upstream, refinement_budgets, state, clock=clock), refinement_budgets,
+        flips=flips, clock=clock, allowed=lambda: state.refining,
+        tell=lambda found: outcomes.put([orjson.dumps(o) for o in found]),
+    )  # fmt: skip
+    learning = Learning(
+        Nominator(settings.nominate, rng),
+        consents=lambda tenant: tenant not in fleet.catalogue.tenants_without_training,
+        shadow=shadows.consider,
+    )
     completions = Completions(
         fleet=fleet,
         upstream=upstream,
@@ -100,7 +112,7 @@ def build(settings: RouterSettings) -> Mesh:
         metrics=metrics,
         clock=clock,
         gate=Gate(),
-        flips=FlipRate(metrics.judge_flips.set),
+        flips=flips,
         explore=settings.explore,
         rng=rng,
         skill=skills.of,
@@ -115,7 +127,9 @@ def build(settings: RouterSettings) -> Mesh:
     service = RouterService(completions, store, recorder, feedback, arbiter, clock=clock)
 
     async def on_stop() -> None:
+        await shadows.close()
         await budgets.close()
+        await refinement_budgets.close()
         await recorder.flush()
         await upstream.close()
         await channel.close()
@@ -140,6 +154,7 @@ def build(settings: RouterSettings) -> Mesh:
             governor.watch,
             watch.run,
             lambda: budgets.run(settings.spend_flush_s),
+            lambda: refinement_budgets.run(settings.spend_flush_s),
             lambda: feedback.follow(skills, settings.skills_poll_s),
         ),
         on_begin_drain=begin_drain,

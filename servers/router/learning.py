@@ -11,10 +11,13 @@ from hivemind.servers.router.work import Work
 
 
 class Learning:
-    """Decides what is kept. `consents` tells whether a tenant may be learnt from."""
+    """Decides what is kept. `consents` tells whether a tenant may be learnt from; `shadow` is shown each answer
+    that may be, to have others answer the same in the background."""
 
-    def __init__(self, nominator: Nominator, *, consents: Callable[[str], bool]) -> None:
-        self._nominator, self._consents = nominator, consents
+    def __init__(
+        self, nominator: Nominator, *, consents: Callable[[str], bool], shadow: Callable[[Work], None] = lambda _: None
+    ) -> None:
+        self._nominator, self._consents, self._shadow = nominator, consents, shadow
 
     def entry(self, work: Work) -> Entry:
         """The entry of a request that has ended. No text is kept where there is no answer or consent."""
@@ -23,6 +26,7 @@ class Learning:
         lessons, outcomes = lessons_of(record.judged, dict(expected)), outcomes_of(record)
         if record.outcome != "OK" or not can_be_kept(request, work.text) or not self._consents(request.tenant):
             return Entry(record, lessons=lessons, outcomes=outcomes)
+        self._shadow(work)
         last = next((c for c in reversed(record.calls) if not c.error), None)
         kept = Conversation(
             record.request_id, record.tenant, record.domain, record.chosen_model, last.adapter if last else "",

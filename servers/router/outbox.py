@@ -45,6 +45,12 @@ class RedisOutbox:
 
     def __init__(self, redis: Redis, key: str, *, router: str) -> None:
         self._redis, self._key, self._router = redis, key, router
+        self._put = redis.register_script(PUT + "for _, letter in ipairs(ARGV) do put(KEYS[1], letter) end")
+
+    async def put(self, texts: Sequence[bytes]) -> None:
+        """Puts letters in. MeshError if it cannot."""
+        with store_errors():
+            await self._put(keys=[self._key], args=list(texts))
 
     async def take(self, count: int) -> list[Letter]:
         """Letters to send: its own that it did not finish, abandoned ones, then new ones; MeshError otherwise."""
