@@ -33,7 +33,13 @@ class OpenAIModels:
         self._clients: dict[tuple[str, str | None], AsyncOpenAI] = {}
 
     async def ask(
-        self, model: Model, messages: Sequence[Mapping[str, str]], *, schema: Schema, max_tokens: int
+        self,
+        model: Model,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        schema: Schema,
+        max_tokens: int,
+        within_s: float,
     ) -> ModelReply:
         """See ports.ChatModels."""
         fields = {
@@ -45,11 +51,12 @@ class OpenAIModels:
                 "json_schema": {"name": schema.name, "strict": True, "schema": dict(schema.schema)},
             },
         }
+        limit_s = min(within_s, model.timeouts.total_s)
         try:
-            async with asyncio.timeout(model.timeouts.total_s):
+            async with asyncio.timeout(limit_s):
                 return await self._first_that_answers(model, fields)
         except TimeoutError as error:
-            message = f"{model.alias} did not answer within {model.timeouts.total_s:g} s"
+            message = f"{model.alias} did not answer within {limit_s:.3g} s"
             raise ModelCallFailed(message, may_have_cost=True) from error
 
     async def close(self) -> None:

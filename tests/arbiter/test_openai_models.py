@@ -40,7 +40,7 @@ class Rig:
         endpoints = tuple(Endpoint(i, url, script, "sk-secret") for i, script in enumerate(scripts))
         messages = [{"role": "system", "content": "judge"}, {"role": "user", "content": "this"}]
         model = Model("oracle", endpoints, timeouts=times)
-        return await self.models.ask(model, messages, schema=VERDICT, max_tokens=77)
+        return await self.models.ask(model, messages, schema=VERDICT, max_tokens=77, within_s=9.0)
 
     @property
     def asked(self) -> list[str]:
