@@ -17,6 +17,9 @@ app.add_typer(governor, name="governor")
 router = typer.Typer(no_args_is_help=True, help="What routing achieved.", rich_markup_mode=None)
 app.add_typer(router, name="router")
 
+platinum_app = typer.Typer(no_args_is_help=True, help="Examples worth learning from.", rich_markup_mode=None)
+app.add_typer(platinum_app, name="platinum")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -126,6 +129,90 @@ def router_report_command(
             reporting.draw(found, Path(png))
 
 
+Tenant = Annotated[str, typer.Option(help="Only this tenant.")]
+Domain = Annotated[str, typer.Option(help="Only this domain.")]
+Folder = Annotated[str, typer.Option(help="The ledger's folder; empty: that of this mesh.")]
+
+
+@platinum_app.command("list")
+def platinum_list(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many of the newest.")] = 20,
+    tenant: Tenant = "",
+    domain: Domain = "",
+    as_json: Json = False,
+) -> None:
+    """List the newest examples."""
+    with _errors():
+        from hivemind.cli import platinum as examples
+
+        _print(examples.examples(_api(), count=count, tenant=tenant, domain=domain), examples.show_list, as_json)
+
+
+@platinum_app.command("show")
+def platinum_show(name: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
+    """Show draft against final answer, who decided and why."""
+    with _errors():
+        from hivemind.cli import platinum as examples
+
+        _print(examples.example(_api(), name), examples.show_example, as_json)
+
+
+@platinum_app.command("export")
+def platinum_export(
+    out: Annotated[str, typer.Option("--out", "-o", help="The file to write; empty: standard output.")] = "",
+    tenant: Tenant = "",
+    domain: Domain = "",
+    folder: Folder = "",
+) -> None:
+    """Write all examples that can be learnt from as JSON lines; reads the files, needs no running mesh."""
+    with _errors():
+        from hivemind.cli import platinum as examples
+
+        count = examples.export_to(_datasets(folder), out, tenant=tenant, domain=domain)
+        print(f"{count} examples", file=sys.stderr)
+
+
+@platinum_app.command("verify")
+def platinum_verify(folder: Folder = "", as_json: Json = False) -> None:
+    """Check that no line was changed, taken out or moved; reads the files, needs no running mesh."""
+    with _errors():
+        from hivemind.cli import platinum as examples
+
+        verdict = examples.verified(_datasets(folder))
+        if as_json:
+            _print(examples.verdict_json(verdict), _nothing, True)
+        else:
+            _print(verdict, examples.show_verdict, False)
+        if not verdict.holds:
+            raise typer.Exit(1)
+
+
+@platinum_app.command("stats")
+def platinum_stats(as_json: Json = False) -> None:
+    """Count examples, and what waits for refinement."""
+    with _errors():
+        from hivemind.cli import platinum as examples
+
+        _print(_api().get("/api/platinum:stats"), examples.show_stats, as_json)
+
+
+@platinum_app.command("forget")
+def platinum_forget(
+    tenant: Annotated[str, typer.Option(help="Everything of this tenant.")] = "",
+    request: Annotated[str, typer.Option(help="Everything that came of this request.")] = "",
+    name: Annotated[str, typer.Option("--id", help="This example.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; the ledger keeps it.")] = "",
+    rotate: Annotated[bool, typer.Option("--rotate", help="Take the texts off the disk at once.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Forget examples: never listed or streamed again; the texts leave the disk with the next rotation."""
+    with _errors():
+        from hivemind.cli import platinum as examples
+
+        answer = examples.forget(_api(), tenant=tenant, request=request, name=name, reason=reason, rotate=rotate)
+        _print(answer, examples.show_forgotten, as_json)
+
+
 @app.command("logs")
 def logs_command(
     name: Annotated[str, typer.Argument(help="A process such as router; empty: all.")] = "",
@@ -175,6 +262,14 @@ def _folders() -> tuple[Any, Any]:
     from hivemind.cli.home import config_file, home_folder
 
     return home_folder(os.environ), config_file(os.environ)
+
+
+def _datasets(named: str) -> Any:
+    from pathlib import Path
+
+    from hivemind.cli.home import data_folder
+
+    return Path(named) if named else data_folder("datasets", os.environ)
 
 
 def _api() -> Any:

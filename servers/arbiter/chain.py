@@ -104,6 +104,7 @@ class _Walk:
     def __init__(self) -> None:
         self.verdict = Verdict()
         self._previous_id = ""
+        self._lost = 0  # lines in a row that no longer say where they stood
         self._stubs: dict[str, tuple[_At, Stub]] = {}
         self._hashes: dict[str, str] = {}
 
@@ -130,9 +131,10 @@ class _Walk:
         except BadLine as error:
             self._unreadable(at, line, str(error))
             return
-        if found.sequence != verdict.last_sequence + 1:
-            self._wrong(at, found.sequence, _gap(verdict.last_sequence + 1, found.sequence))
-        elif before != verdict.last_sha256:
+        lost, self._lost = self._lost, 0
+        if found.sequence != verdict.last_sequence + 1 + lost:
+            self._wrong(at, found.sequence, _gap(verdict.last_sequence + 1 + lost, found.sequence))
+        elif lost == 0 and before != verdict.last_sha256:
             self._wrong(at, found.sequence, "does not carry on the line before: one of the two was exchanged")
         elif found.id <= self._previous_id:
             self._wrong(at, found.sequence, "has an id that is not above the one before")
@@ -144,11 +146,13 @@ class _Walk:
         import orjson
 
         sequence = 0
+        self._lost += 1
         with suppress(orjson.JSONDecodeError, AttributeError, TypeError):
             fields = orjson.loads(line)
             sequence, sha256, name = int(fields["sequence"]), str(fields["sha256"]), str(fields["id"])
             if sequence == self.verdict.last_sequence + 1 and is_line_id(name):
                 self._go_on(sequence, sha256, name)
+                self._lost = 0
         self._wrong(at, sequence, problem)
 
     def _count(self, at: _At, found: Example | Tombstone | Stub) -> None:

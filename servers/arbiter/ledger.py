@@ -21,7 +21,7 @@ T = TypeVar("T")
 WAITING_MAX: Final = 4096
 BATCH_MAX: Final = 512
 _READ_BYTES: Final = 1 << 20
-_READ_LINES: Final = 64
+_READ_LINES: Final = 128
 
 
 class Ledger:
@@ -65,23 +65,24 @@ class Ledger:
         """See ports.PlatinumReader."""
         return self._folder.shelf.examples_above(sequence)
 
+    @property
+    def forgettings(self) -> int:
+        """See ports.PlatinumReader."""
+        return self._folder.shelf.forgettings
+
     def is_learnable(self, sequence: int) -> bool:
         """See ports.PlatinumReader."""
-        return self._folder.shelf.size_of(sequence) > 0
+        return self._folder.shelf.is_learnable(sequence)
 
     async def read(self, sequences: Sequence[int]) -> list[tuple[int, Example | None]]:
-        """See ports.PlatinumReader."""
-        shelf = self._folder.shelf
-        if sequences and max(sequences[:_READ_LINES]) > shelf.last_sequence:
+        """See ports.PlatinumReader. Only the reading is a thread's: parsing there would fight for the interpreter."""
+        shelf, some = self._folder.shelf, sequences[:_READ_LINES]
+        if max(some) > shelf.last_sequence:
             await self.refresh()  # another process has stored them
-        some: list[int] = []
-        size = 0
-        for sequence in sequences[:_READ_LINES]:
-            size += shelf.size_of(sequence)
-            if some and size > _READ_BYTES:
-                break
-            some.append(sequence)
-        return await self._read(lambda: [(s, shelf.read(s)) for s in some])
+        spots = shelf.spots(some, most_bytes=_READ_BYTES)
+        lines = await self._read(lambda: [None if spot is None else spot.read() for spot in spots])
+        pairs = zip(some, lines, strict=False)
+        return [(s, None if line is None else shelf.parsed(s, line)) for s, line in pairs]
 
     async def find(self, name: str) -> Example | None:
         """The example with an id."""

@@ -87,7 +87,7 @@ def id_high(text: str) -> int:
 
 
 def next_id(now_ms: int, last_high: int, random_62: int) -> tuple[str, int]:
-    """A UUIDv7 above all before it, and its upper half (RFC 9562, 6.2, method 1: a counter of 12 bits after the time)."""
+    """A UUIDv7 above all before it, and its upper half. RFC 9562, 6.2, method 1: 12 bits after the time count."""
     high = now_ms << 16 | 0x7000
     if high <= last_high:
         counter = (last_high & 0xFFF) + 1

@@ -94,6 +94,10 @@ class PlatinumReader(Protocol):
     def examples_above(self, sequence: int) -> int:
         """How many examples lie above a sequence."""
 
+    @property
+    def forgettings(self) -> int:
+        """Grows whenever an example is forgotten."""
+
     def is_learnable(self, sequence: int) -> bool:
         """Whether an example stands there that is not forgotten."""
 

@@ -97,9 +97,14 @@ class Segment:
         self._rows[index] = row
         self.count = index + 1
 
+    def row(self, sequence: int) -> np.void:
+        """What is noted of a line."""
+        found: np.void = self._rows[sequence - self.first]
+        return found
+
     def read(self, sequence: int) -> bytes:
         """The bytes of a line, without its newline; empty where it is absent."""
-        row = self._rows[sequence - self.first]
+        row = self.row(sequence)
         length = int(row["length"])
         return read_exactly(self.handle.fd, length, int(row["offset"])) if length else b""
 

@@ -1,7 +1,7 @@
 """What the ledger holds and where: finds lines, reads them. Any thread may call it; only the folder's writer adds."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import structlog
 
-from hivemind.servers.arbiter.disk import read_exactly, refused
+from hivemind.servers.arbiter.disk import Handle, read_exactly, refused
 from hivemind.servers.arbiter.example import REFINERS, Example
 from hivemind.servers.arbiter.lines import BadLine, Tombstone, id_high, is_line_id, parse
 from hivemind.servers.arbiter.segment import ABSENT, DOOMED, EXAMPLE, GONE, Names, Segment, short_hash
@@ -44,8 +44,27 @@ class Counts:
     bad_lines: int
 
 
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a line lies. It stays readable while files are moved or rewritten."""
+
+    handle: Handle
+    offset: int
+    length: int
+
+    def read(self) -> bytes:
+        """The bytes of the line; MeshError if the disk refuses."""
+        try:
+            return read_exactly(self.handle.fd, self.length, self.offset)
+        except OSError as error:
+            raise refused(error) from error
+
+
 class Shelf:
-    """The segments, oldest first, the active one last. `clock` answers Unix seconds."""
+    """The segments, oldest first, the active one last. `clock` answers Unix seconds.
+
+    `forgettings` grows whenever an example is taken away.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -54,6 +73,7 @@ class Shelf:
         self.segments: tuple[Segment, ...] = ()
         self._recent_keys: dict[int, int] = {}
         self._unread: set[int] = set()
+        self.forgettings = 0
 
     @property
     def active(self) -> Segment:
@@ -74,25 +94,32 @@ class Shelf:
         with self.mutex:
             return sum(s.bad for s in self.segments) + len(self._unread)
 
-    def size_of(self, sequence: int) -> int:
-        """Bytes of an example's line; 0 where none can be learnt from there."""
+    def is_learnable(self, sequence: int) -> bool:
+        """Whether an example stands there that is not forgotten."""
         with self.mutex:
-            segment = self._segment_of(sequence)
-            row = None if segment is None else segment.rows[sequence - segment.first]
-            return int(row["length"]) if row is not None and row["kind"] == EXAMPLE else 0
+            return self._spot_of(sequence) is not None
+
+    def spots(self, sequences: Sequence[int], *, most_bytes: int) -> list[Spot | None]:
+        """Where the first of these examples lie, at least one and as many as hold that many bytes together."""
+        found: list[Spot | None] = []
+        with self.mutex:
+            for sequence in sequences:
+                spot = self._spot_of(sequence)
+                most_bytes -= 0 if spot is None else spot.length
+                if found and most_bytes < 0:
+                    break
+                found.append(spot)
+        return found
 
     def read(self, sequence: int) -> Example | None:
         """The example of a sequence; None where none can be learnt from there. MeshError if the disk refuses."""
-        with self.mutex:
-            segment = self._segment_of(sequence)
-            row = None if segment is None else segment.rows[sequence - segment.first]
-            if segment is None or row is None or row["kind"] != EXAMPLE:
-                return None
-            handle, length, offset = segment.handle, int(row["length"]), int(row["offset"])
+        spot = self.spots([sequence], most_bytes=0)[0]
+        return None if spot is None else self.parsed(sequence, spot.read())
+
+    def parsed(self, sequence: int, line: bytes) -> Example | None:
+        """The example of a line that was read; None where it was changed, which is counted."""
         try:
-            found, _ = parse(read_exactly(handle.fd, length, offset))
-        except OSError as error:
-            raise refused(error) from error
+            found, _ = parse(line)
         except BadLine as error:
             self._report_bad(sequence, error)
             return None
@@ -181,10 +208,18 @@ class Shelf:
             kinds = segment.rows["kind"]
             if kinds[sequence - segment.first] == EXAMPLE:
                 kinds[sequence - segment.first] = DOOMED
+                self.forgettings += 1
 
     def doomed(self) -> Iterator[Segment]:
         """The segments with texts that are to leave the disk."""
         return (s for s in self.segments if np.any(s.rows["kind"] == DOOMED))
+
+    def _spot_of(self, sequence: int) -> Spot | None:
+        segment = self._segment_of(sequence)
+        if segment is None:
+            return None
+        row = segment.row(sequence)
+        return Spot(segment.handle, int(row["offset"]), int(row["length"])) if row["kind"] == EXAMPLE else None
 
     def _segment_of(self, sequence: int) -> Segment | None:
         return next((s for s in reversed(self.segments) if s.first <= sequence <= s.last), None)

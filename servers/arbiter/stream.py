@@ -19,6 +19,8 @@ from hivemind.servers.common.errors import MeshError
 _log = structlog.get_logger()
 
 RETRY_S: Final = 0.5
+_LOW_WATER: Final = 256
+"""With so many sequences left to send, more are asked for while those are sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,9 @@ class PlatinumStreams:
             while True:
                 ticket = self._bell.ticket()
                 examples = await flow.next()
+                known = self._ledger.forgettings
                 for example in examples:
-                    if self._ledger.is_learnable(example.sequence):  # it may have been forgotten meanwhile
+                    if known == self._ledger.forgettings or self._ledger.is_learnable(example.sequence):
                         self._metrics.delivered.inc()
                         yield example
                         beat_at = self._clock() + self._pace.heartbeat_s
@@ -78,8 +81,7 @@ class PlatinumStreams:
                 pause = RETRY_S if flow.is_lost else self._pace.poll_s
                 await heard(ticket, min(pause, max(0.0, beat_at - self._clock())))
         finally:
-            with suppress(MeshError):
-                await self._groups.leave(member)
+            await flow.leave()
 
     async def acknowledge(self, group: str, sequences: Sequence[int]) -> int:
         """Says that examples were handled; answers up to where the group has handled all."""
@@ -104,6 +106,7 @@ class _Flow:
     def __init__(self, ledger: PlatinumReader, groups: ConsumerGroups, member: Member) -> None:
         self._ledger, self._groups, self._member = ledger, groups, member
         self._taken: deque[int] = deque()
+        self._taking: asyncio.Task[Taken] | None = None
         self._resume, self._joining = "0", True
         self._fed, self._open = 0, 0
         self.is_lost = False
@@ -122,8 +125,8 @@ class _Flow:
     async def next(self) -> list[Example]:
         """The next examples, none where there are none at present."""
         try:
-            if not self._taken:
-                await self._take()
+            while not self._taken and await self._take():
+                pass
             examples = await self._read()
         except MeshError as error:
             if error.reason not in ("STORE_UNAVAILABLE", "STORE_FULL"):
@@ -135,15 +138,34 @@ class _Flow:
         self.is_lost = False
         return examples
 
-    async def _take(self) -> None:
-        last = self._ledger.last_sequence
-        taken = await self._groups.take(self._member, last=last, resume=self._resume, joining=self._joining)
-        self._heed(taken, last)
-        self._taken.extend(taken.sequences)
+    async def leave(self) -> None:
+        """Gives back what the consumer holds."""
+        with suppress(MeshError):
+            if self._taking is not None:
+                await self._taking  # else it might take once more after the consumer has left
+        with suppress(MeshError):
+            await self._groups.leave(self._member)
 
-    def _heed(self, taken: Taken, last: int) -> None:
-        if taken.created and last:
-            _log.warning("group_created", group=self._member.group, first_sequence=1, last_sequence=last)
+    async def _take(self) -> bool:
+        """Takes more; answers whether that was asked for earlier and came to nothing, which may have changed since."""
+        early = self._taking is not None
+        self._taking = self._taking or self._ask()
+        await asyncio.wait([self._taking])  # which leaves it running if this is cancelled
+        task, self._taking = self._taking, None
+        taken = task.result()
+        self._heed(taken)
+        self._taken.extend(taken.sequences)
+        return early and not taken.sequences
+
+    def _ask(self) -> asyncio.Task[Taken]:
+        last = self._ledger.last_sequence
+        take = self._groups.take(self._member, last=last, resume=self._resume, joining=self._joining)
+        return asyncio.ensure_future(take)
+
+    def _heed(self, taken: Taken) -> None:
+        if taken.created:
+            say = _log.info if self._joining else _log.warning  # while a consumer is there, only a lost Redis does that
+            say("group_created", group=self._member.group, first_sequence=1)
         self._resume, self._joining = taken.resume, False
         self._fed, self._open = taken.fed, taken.open
 
@@ -157,4 +179,6 @@ class _Flow:
             self._open -= len(nothing)
         for _ in found:
             self._taken.popleft()
+        if self._taken and len(self._taken) <= _LOW_WATER and self._taking is None:
+            self._taking = self._ask()
         return [example for _, example in found if example is not None]
