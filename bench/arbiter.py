@@ -40,9 +40,11 @@ from hivemind.servers.arbiter.folder import LedgerFolder
 from hivemind.servers.arbiter.ledger import Ledger
 from hivemind.servers.arbiter.platinum import build_platinum
 from hivemind.servers.arbiter.platinum_metrics import PlatinumMetrics
+from hivemind.servers.arbiter.refining import build_refining
 from hivemind.servers.arbiter.service import ArbiterService
 from hivemind.servers.arbiter.settings import ArbiterSettings
 from hivemind.servers.arbiter.translate import example_message
+from hivemind.servers.common.catalogue import Catalogue
 from hivemind.servers.common.interceptors import CallPolicy, MeshInterceptor
 from hivemind.servers.common.logs import configure_logs
 from hivemind.servers.common.metrics import RpcMetrics
@@ -327,11 +329,15 @@ async def measure_delay(figures: Figures, folder: Path, redis_url: str, *, count
     """From the end of an append to the arrival of the example, on a server in this process."""
     registry = CollectorRegistry()
     client = redis_client(redis_url, timeout_s=2.0)
-    platinum = build_platinum(ArbiterSettings(datasets=folder), client, registry)
+    settings = ArbiterSettings(datasets=folder)
+    platinum = build_platinum(settings, client, registry)
+    refining = build_refining(settings, Catalogue({}), client, registry, platinum.ledger)
     await platinum.ledger.refresh()
     interceptor = MeshInterceptor(CallPolicy(None, 60.0, 512), RpcMetrics(registry))
     running = grpc.aio.server(interceptors=[interceptor])
-    service = ArbiterService(platinum.ledger, platinum.streams, Nothing())  # type: ignore[abstract]
+    service = ArbiterService(
+        platinum.ledger, platinum.streams, Nothing(), refining.refinery, refining.nominations, deadline_s=60.0
+    )
     rpc.add_ArbiterServiceServicer_to_server(service, running)
     port = running.add_insecure_port("127.0.0.1:0")
     await running.start()
@@ -351,6 +357,7 @@ async def measure_delay(figures: Figures, folder: Path, redis_url: str, *, count
             await stub.AckPlatinum(pb.AckPlatinumRequest(group="delay", sequences=[stored.sequence]))
         stream.cancel()
     await running.stop(None)
+    await refining.close()
     await platinum.ledger.close()
     await client.aclose()
     note(figures, delay_p50_ms=percentile(took, 0.5) * 1e3, delay_p99_ms=percentile(took, 0.99) * 1e3)

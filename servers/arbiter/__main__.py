@@ -24,7 +24,14 @@ def build(settings: ArbiterSettings) -> Mesh:
     redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s)
     platinum = build_platinum(settings, redis, registry)
     refining = build_refining(settings, catalogue, redis, registry, platinum.ledger)
-    service = ArbiterService(platinum.ledger, platinum.streams, refining.queue, refining.refinery, refining.nominations)
+    service = ArbiterService(
+        platinum.ledger,
+        platinum.streams,
+        refining.queue,
+        refining.refinery,
+        refining.nominations,
+        deadline_s=settings.deadline_s,
+    )
 
     async def on_stop() -> None:
         await refining.close()

@@ -25,13 +25,21 @@ class OpenAIModels:
     """Implements ports.ChatModels. Each endpoint is tried twice at most, and only while nothing was bought."""
 
     def __init__(self, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        import httpx2  # what openai sends with; its errors while a body is read come through
         import openai
 
         self._openai, self._sleep = openai, sleep
+        self._broken_off = (httpx2.HTTPError, httpx2.StreamError)
         self._clients: dict[tuple[str, str | None], AsyncOpenAI] = {}
 
     async def ask(
-        self, model: Model, messages: Sequence[Mapping[str, str]], *, schema: Schema, max_tokens: int
+        self,
+        model: Model,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        schema: Schema,
+        max_tokens: int,
+        within_s: float,
     ) -> ModelReply:
         """See ports.ChatModels."""
         fields = {
@@ -43,11 +51,12 @@ class OpenAIModels:
                 "json_schema": {"name": schema.name, "strict": True, "schema": dict(schema.schema)},
             },
         }
+        limit_s = min(within_s, model.timeouts.total_s)
         try:
-            async with asyncio.timeout(model.timeouts.total_s):
+            async with asyncio.timeout(limit_s):
                 return await self._first_that_answers(model, fields)
         except TimeoutError as error:
-            message = f"{model.alias} did not answer within {model.timeouts.total_s:g} s"
+            message = f"{model.alias} did not answer within {limit_s:.3g} s"
             raise ModelCallFailed(message, may_have_cost=True) from error
 
     async def close(self) -> None:
@@ -82,7 +91,7 @@ class OpenAIModels:
             raise ModelCallFailed(told, may_have_cost=False) from error
         except openai.APIConnectionError as error:
             raise _Passing(f"{who} cannot be reached") from error
-        except _transport_errors() as error:
+        except self._broken_off as error:
             raise ModelCallFailed(f"{who} broke off its answer", may_have_cost=True) from error
         return reply_of(body, who)
 
@@ -100,12 +109,6 @@ class OpenAIModels:
 
 class _Passing(Exception):
     """A call failed in a way that another may cure."""
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    import httpx
-
-    return (httpx.HTTPError, httpx.StreamError)
 
 
 async def _read(chunks: Any, who: str) -> bytes:

@@ -26,21 +26,27 @@ class Spending(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Purse:
-    """Where the money of refinement comes from and goes to, for every example alike."""
+    """Where the money of refinement comes from and goes to, for every example alike. `clock` is monotonic."""
 
     models: ChatModels
     budgets: BudgetBook
     allowed: Callable[[], Allowed]
     tenant_label: Callable[[str], str]
     spending: Spending
+    clock: Callable[[], float]
 
 
 @dataclass(slots=True)
 class PaidCalls:
-    """The calls for one example. `cost_micros`: what they cost so far; `estimated`: models that told no usage."""
+    """The calls for one example. `cost_micros`: what they cost so far; `estimated`: models that told no usage.
+
+    `ends`: when all must be over, by the purse's clock. No call gets more than half of the time that is left, so that
+    one which hangs leaves time for another model.
+    """
 
     purse: Purse
     tenant: str
+    ends: float
     cost_micros: int = 0
     estimated: set[str] = field(default_factory=set)
 
@@ -60,7 +66,8 @@ class PaidCalls:
         hold = await self.purse.budgets.hold(self.tenant, upper)
         cost, used = upper, (size.expected, tokens)  # what a call that is cut off may have cost
         try:
-            reply = await self.purse.models.ask(model, messages, schema=schema, max_tokens=tokens)
+            within_s = (self.ends - self.purse.clock()) / 2
+            reply = await self.purse.models.ask(model, messages, schema=schema, max_tokens=tokens, within_s=within_s)
             used = self._used(model, reply, size)
             cost = model.cost_micros(*used)
             return reply

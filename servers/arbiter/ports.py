@@ -54,9 +54,15 @@ class ChatModels(Protocol):
     """The paid models behind Oracle and Arbiter."""
 
     async def ask(
-        self, model: Model, messages: Sequence[Mapping[str, str]], *, schema: Schema, max_tokens: int
+        self,
+        model: Model,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        schema: Schema,
+        max_tokens: int,
+        within_s: float,
     ) -> ModelReply:
-        """One answer in JSON by `schema`, within the model's time-outs, or ModelCallFailed."""
+        """One answer in JSON by `schema`, within `within_s` seconds and the model's time-outs, or ModelCallFailed."""
 
 
 class CandidateQueue(Protocol):

@@ -1,6 +1,7 @@
 """Refinement: from a draft to an example in the ledger. Nothing enters it without an accepted verdict or a person."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -52,16 +53,16 @@ class Refinery:
         self._setting = setting
         self._once: Once[Example] = Once()
 
-    async def refine(self, draft: Draft) -> Example:
-        """The example as it was stored.
+    async def refine(self, draft: Draft, *, within_s: float = math.inf) -> Example:
+        """The example as it was stored, within so many seconds.
 
         MeshError CONSENT_MISSING, REFINEMENT_DISABLED, REFINEMENT_UNAVAILABLE (nothing was accepted; the metadata's
         `cause` says whether that may pass), BUDGET_EXHAUSTED, or what the ledger raises.
         """
         if not draft.idempotency_key:
-            return await self._counted(draft)
+            return await self._counted(draft, within_s)
         key = (draft.tenant, draft.idempotency_key)
-        return await self._once.do(key, draft.fingerprint, lambda: self._counted(draft))
+        return await self._once.do(key, draft.fingerprint, lambda: self._counted(draft, within_s))
 
     async def demonstrate(self, candidate: Candidate) -> bool:
         """Stores the right answer of a person. False: it was there. MeshError CONSENT_MISSING or the ledger's."""
@@ -86,11 +87,11 @@ class Refinery:
         """Whether the tenant's requests may be learnt from."""
         return tenant not in self._setting.catalogue().tenants_without_training
 
-    async def _counted(self, draft: Draft) -> Example:
+    async def _counted(self, draft: Draft, within_s: float) -> Example:
         setting = self._setting
         try:
             known = self._known(draft)
-            example = known or await self._refined(draft)
+            example = known or await self._refined(draft, within_s)
         except MeshError as error:
             setting.counting.ended(error.reason)
             raise
@@ -102,18 +103,19 @@ class Refinery:
             return None
         return self._setting.ledger.repeated(draft.tenant, draft.idempotency_key, draft.fingerprint)
 
-    async def _refined(self, draft: Draft) -> Example:
+    async def _refined(self, draft: Draft, within_s: float) -> Example:
         setting, began = self._setting, self._setting.clock()
         self._check_consent(draft.tenant)
         allowed = await setting.allowed()
         allowed.check()
         clean = await asyncio.to_thread(draft.redacted)
-        calls = PaidCalls(setting.purse, clean.tenant)
+        calls = PaidCalls(setting.purse, clean.tenant, began + within_s)
         judgement = Judgement(clean, setting.catalogue(), calls, setting.rule, setting.boundary)
         accepted = await judgement.decide(oracle=allowed.oracle, forced=allowed.forced)
         if accepted is None:
             raise _unavailable(judgement)
-        return await setting.ledger.append(_judged(clean, judgement, accepted, latency_s=setting.clock() - began))
+        new = await asyncio.to_thread(_judged, clean, judgement, accepted, setting.clock() - began)
+        return await setting.ledger.append(new)
 
     def _check_consent(self, tenant: str) -> None:
         if not self.consents(tenant):
@@ -124,7 +126,7 @@ class Refinery:
             )
 
 
-def _judged(draft: Draft, judgement: Judgement, accepted: Accepted, *, latency_s: float) -> NewExample:
+def _judged(draft: Draft, judgement: Judgement, accepted: Accepted, latency_s: float) -> NewExample:
     verdict, calls = accepted.verdict, judgement.calls
     answer, found = draft.redacted_answer(verdict.answer)
     (changes, safety), more = redact_all((verdict.changes, verdict.safety))

@@ -64,7 +64,7 @@ def build_refining(
     channel = peer_channel(settings.governor_address)
     governor = GovernorClient(channel, governance, server="arbiter", purpose=common_pb2.REFINEMENT, api_key=key)
     budgets = BudgetBook(governor, view=lambda: governance.view, clock=time.monotonic)
-    purse = Purse(models, budgets, governance.allowed, governance.tenant_label, metrics)
+    purse = Purse(models, budgets, governance.allowed, governance.tenant_label, metrics, time.monotonic)
     setting = Setting(
         catalogue=lambda: in_force.catalogue,
         ledger=ledger,

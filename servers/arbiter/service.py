@@ -26,15 +26,18 @@ class ArbiterService(arbiter_pb2_grpc.ArbiterServiceServicer):
         queue: QueueCounter,
         refinery: Refinery,
         nominations: Nominations,
+        *,
+        deadline_s: float,
     ) -> None:
         self._ledger, self._streams, self._queue = ledger, streams, queue
-        self._refinery, self._nominations = refinery, nominations
+        self._refinery, self._nominations, self._deadline_s = refinery, nominations, deadline_s
 
     # Refinement.
 
     async def Refine(self, request: arbiter_pb2.RefineRequest, context: Any) -> arbiter_pb2.RefineResponse:
         """See arbiter.proto."""
-        example = await self._refinery.refine(translate_refinement.draft_of(request))
+        within_s = min(self._deadline_s, context.time_remaining() or self._deadline_s)
+        example = await self._refinery.refine(translate_refinement.draft_of(request), within_s=within_s)
         return arbiter_pb2.RefineResponse(example=translate.example_message(example))
 
     async def SubmitCandidates(

@@ -17,11 +17,14 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from hivemind.servers.arbiter.platinum import Platinum, build_platinum
+from hivemind.servers.arbiter.refining import build_refining
 from hivemind.servers.arbiter.service import ArbiterService
 from hivemind.servers.arbiter.settings import ArbiterSettings
+from hivemind.servers.common.catalogue import Catalogue
 from hivemind.servers.common.interceptors import CallPolicy, MeshInterceptor
 from hivemind.servers.common.metrics import RpcMetrics
 from hivemind.servers.common.redis_client import redis_client
+from hivemind.servers.common.tasks import end_tasks
 from hivemind.v1 import arbiter_pb2 as pb
 from hivemind.v1 import arbiter_pb2_grpc as rpc
 from tests.support.redis_process import RedisProcess
@@ -111,7 +114,10 @@ async def arbiter(folder: Path, redis: RedisProcess, **settings: Any) -> AsyncIt
     registry = CollectorRegistry()
     platinum = build_platinum(made, client, registry)
     server = grpc.aio.server(interceptors=[MeshInterceptor(CallPolicy(None, 10.0, 100), RpcMetrics(registry))])
-    service = ArbiterService(platinum.ledger, platinum.streams, NoQueue())  # type: ignore[abstract]
+    refining = build_refining(made, Catalogue({}), client, registry, platinum.ledger)
+    service = ArbiterService(
+        platinum.ledger, platinum.streams, NoQueue(), refining.refinery, refining.nominations, deadline_s=10.0
+    )
     rpc.add_ArbiterServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -124,9 +130,8 @@ async def arbiter(folder: Path, redis: RedisProcess, **settings: Any) -> AsyncIt
     finally:
         await channel.close()
         await server.stop(None)
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+        await end_tasks(*loops)
+        await refining.close()
         await platinum.ledger.close()
         await client.aclose()
 

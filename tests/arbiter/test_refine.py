@@ -104,8 +104,7 @@ async def test_the_arbiter_decides_with_both_in_view_where_the_oracle_is_not_acc
 async def test_the_arbiter_decides_where_the_oracle_brings_no_verdict(
     tmp_path: Path, empty_redis: RedisProcess, script: str, why: str
 ) -> None:
-    timeouts = "timeouts = { connect_s = 1.0, total_s = 2.0 }"
-    async with running_arbiter(tmp_path, empty_redis, oracle=script, timeouts=timeouts) as rig:
+    async with running_arbiter(tmp_path, empty_redis, oracle=script, deadline_s=4.0) as rig:
         example = await rig.refine()
 
         assert example.refined_by == pb.PlatinumExample.ARBITER

@@ -44,6 +44,7 @@ class ArbiterRig:
     models: ScriptedUpstream
     datasets: Path
     metrics_port: int
+    governor_address: str
 
     async def refine(self, text: str = "What is the capital of France?", **fields: Any) -> pb.PlatinumExample:
         wanted = {"draft": "It is a big city.", **fields}
@@ -121,6 +122,7 @@ async def running_arbiter(
         models,
         arbiter_settings.datasets,
         arbiter_server.metrics_port,
+        address,
     )
     try:
         await eventually(lambda: _ready(arbiter_server.metrics_port), what="the Arbiter is ready")

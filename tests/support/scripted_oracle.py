@@ -8,7 +8,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.support.scripted_upstream import USAGE, Call, answer_of, status
+from tests.support.scripted_upstream import Call, answer_of, status
 
 REFINED = "The capital of France is Paris, on the Seine."
 REFUSAL = "I'm sorry, but I can't help with that request."
@@ -130,8 +130,6 @@ ORACLE_SCRIPTS: dict[str, Script] = {
     "o_held": held,
     "o_500": status(500),
     "o_401": status(401),
-    "o_500_twice": first_failing(status(500), judging(verdict()), 2),
     "o_500_six_times": first_failing(status(500), judging(verdict()), 6),
 }  # fmt: skip
 """Every call of them that brings an answer uses 100 prompt and 50 answer tokens, but for `o_no_usage`."""
-assert USAGE["prompt_tokens"] == 100
