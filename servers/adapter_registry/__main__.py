@@ -14,7 +14,7 @@ from hivemind.servers.adapter_registry.deployment import AdapterDeploymentManage
 from hivemind.servers.adapter_registry.feed import StateFeed
 from hivemind.servers.adapter_registry.guard import Guard
 from hivemind.servers.adapter_registry.metrics import RegistryMetrics
-from hivemind.servers.adapter_registry.ports import NoReplicas, ReplicaView
+from hivemind.servers.adapter_registry.ports import NoReplicas
 from hivemind.servers.adapter_registry.registration import Registrar
 from hivemind.servers.adapter_registry.registry import Policies, Registry
 from hivemind.servers.adapter_registry.service import AdapterRegistryService
@@ -38,12 +38,12 @@ from hivemind.v1 import adapter_registry_pb2_grpc
 _log = structlog.get_logger()
 
 
-def build(settings: AdapterRegistrySettings, replicas: ReplicaView | None = None) -> Mesh:
+def build(settings: AdapterRegistrySettings) -> Mesh:
     """Puts the server together."""
     redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s)
     served = {m.role: m for m in _catalogue(settings).models.values() if m.role}
     store, versions = RedisStore(redis), Versions(settings.adapters)
-    feed = StateFeed(store, replicas or NoReplicas(), tuple(served), poll_s=settings.state_poll_s)
+    feed = StateFeed(store, NoReplicas(), tuple(served), poll_s=settings.state_poll_s)
     registry = Registry(store, feed, versions, Policies(autopromote=_autopromote(settings)))
     roots = (settings.home, settings.adapters)
     registrar = Registrar(store, versions, BaseModels(_makers(settings, served)), roots)

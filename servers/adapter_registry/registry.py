@@ -226,8 +226,13 @@ class Registry:
             return await self._told(first)
         for _ in range(_TRIES):
             role = await self._role(role_name)
-            change = await make(role)
-            answer = await self._store.commit(role, change, call)
+            try:
+                answer = await self._store.commit(role, await make(role), call)
+            except MeshError:
+                first = await self._store.repeated(call)
+                if first is None:
+                    raise
+                return await self._told(first)  # this very request was carried out meanwhile, so its time has passed
             if answer is not None:
                 return await self._told(answer)
         raise MeshError("STORE_UNAVAILABLE", "too many changes at the same time; retry", retry_after_s=1.0)

@@ -20,4 +20,4 @@ class AdapterRegistrySettings(ServerSettings):
     autopromote_cooldown_s: float = Field(default=6 * 3600.0, ge=0)
     autopromote_max_per_day: int = Field(default=2, ge=1)
     guard_every_s: float = Field(default=5.0, gt=0, le=30)
-    state_poll_s: float = Field(default=0.1, gt=0)
+    state_poll_s: float = Field(default=0.05, gt=0)
