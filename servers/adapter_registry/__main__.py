@@ -2,19 +2,21 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from hivemind.servers.adapter_registry.adapter_servers.connect import connect
 from hivemind.servers.adapter_registry.autopromote import AutopromotePolicy
 from hivemind.servers.adapter_registry.base_model import BaseModel, BaseModels, plain_name, read_gguf
 from hivemind.servers.adapter_registry.deployment import AdapterDeploymentManager
 from hivemind.servers.adapter_registry.feed import StateFeed
 from hivemind.servers.adapter_registry.guard import Guard
 from hivemind.servers.adapter_registry.metrics import RegistryMetrics
-from hivemind.servers.adapter_registry.ports import NoReplicas
+from hivemind.servers.adapter_registry.reconciler import Reconciler
 from hivemind.servers.adapter_registry.registration import Registrar
 from hivemind.servers.adapter_registry.registry import Policies, Registry
 from hivemind.servers.adapter_registry.service import AdapterRegistryService
@@ -39,16 +41,27 @@ _log = structlog.get_logger()
 
 
 def build(settings: AdapterRegistrySettings) -> Mesh:
-    """Puts the server together."""
+    """Puts the server together. It runs inside the event loop."""
     redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s)
-    served = {m.role: m for m in _catalogue(settings).models.values() if m.role}
+    catalogue = _catalogue(settings)
+    served = {m.role: m for m in catalogue.models.values() if m.role}
     store, versions = RedisStore(redis), Versions(settings.adapters)
-    feed = StateFeed(store, NoReplicas(), tuple(served), poll_s=settings.state_poll_s)
+    reconciler = Reconciler(
+        lambda role: registry.desired(role),
+        connect(catalogue),
+        clock=time.monotonic,
+        on_change=lambda _: feed.look_now(),
+    )
+    feed = StateFeed(store, reconciler, tuple(served), poll_s=settings.state_poll_s)
     registry = Registry(store, feed, versions, Policies(autopromote=_autopromote(settings)))
     roots = (settings.home, settings.adapters)
     registrar = Registrar(store, versions, BaseModels(_makers(settings, served)), roots)
     metrics = RegistryMetrics(CollectorRegistry())
     service = AdapterRegistryService(feed, registry, registrar)
+
+    async def reconcile_on_change() -> None:
+        async for _ in feed.watch():
+            reconciler.wake()
 
     async def sweep() -> None:
         await asyncio.to_thread(versions.sweep)
@@ -60,6 +73,8 @@ def build(settings: AdapterRegistrySettings) -> Mesh:
         registry=metrics.registry,
         run=(
             feed.run,
+            reconciler.run,
+            reconcile_on_change,
             sweep,
             AdapterDeploymentManager(registrar, registry, settings.text_adapter_path).run,
             Guard(feed, registry, every_s=settings.guard_every_s).run,

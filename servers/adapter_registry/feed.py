@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -54,7 +55,7 @@ class StateFeed:
         self._store, self._replicas, self._served, self._poll_s = store, replicas, served, poll_s
         self._snapshot: Snapshot | None = None
         self._seen: Replicas = {}
-        self._changed = asyncio.Condition()
+        self._changed, self._due = asyncio.Condition(), asyncio.Event()
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -96,7 +97,14 @@ class StateFeed:
                 if not lost:
                     _log.warning("store_lost", reason=error.reason)
                 lost = True
-            await asyncio.sleep(self._poll_s)
+            self._due.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._due.wait()
+
+    def look_now(self) -> None:
+        """Has `run` look at once: replicas have changed."""
+        self._due.set()
 
     async def _newer_than(self, seen: int) -> Snapshot:
         async with self._changed:

@@ -1,6 +1,6 @@
 """What the registry's core needs from outside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,14 +25,6 @@ class ReplicaView(Protocol):
 
     def replicas(self, role: str) -> Sequence[ReplicaState]:
         """The replicas that serve a role."""
-
-
-class NoReplicas:
-    """Where nobody asks the replicas."""
-
-    def replicas(self, role: str) -> Sequence[ReplicaState]:
-        """None."""
-        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +99,3 @@ class Store(Protocol):
 
     async def hours(self, role: str) -> tuple[list[int], float]:
         """Requests of the role by hour, the running one first, and how many minutes that has run."""
-
-
-class Files(Protocol):
-    """The weights of roles' versions, for whoever makes replicas hold them."""
-
-    def desired(self, role: str) -> Mapping[str, str]:
-        """The adapters that the role's state names (champion, challengers, shadows), each with its directory."""

@@ -13,13 +13,15 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import orjson
 
 from hivemind.servers.engine.base_model import BaseModel
+
+_Number = TypeVar("_Number", int, float)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,10 +51,36 @@ class AdapterBroken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """What adapter_config.json says. `alpha` is as llama.cpp wants it: the layer is scaled by alpha / rank."""
+    """What adapter_config.json says. The patterns name modules that have a rank or an alpha of their own."""
 
     rank: int
     alpha: float
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a module (`model.layers.0.mlp.up_proj`)."""
+        return _of_pattern(self.rank_pattern, module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """What llama.cpp must divide by the rank to scale the module as PEFT does: by alpha / r, by alpha / sqrt(r) in
+        rank-stabilized LoRA (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732)."""
+        return self._effective(_of_pattern(self.alpha_pattern, module, self.alpha), self.rank_of(module))
+
+    @property
+    def file_alpha(self) -> float:
+        """The one alpha that a GGUF file has."""
+        return self._effective(self.alpha, self.rank)
+
+    def _effective(self, alpha: float, rank: int) -> float:
+        return alpha * math.sqrt(rank) if self.rslora else float(alpha)
+
+
+def _of_pattern(patterns: Mapping[str, _Number], module: str, default: _Number) -> _Number:
+    """The value of the first pattern that is the module's name or its end. PEFT also takes regular expressions there,
+    which are not run here."""
+    return next((v for p, v in patterns.items() if module == p or module.endswith(f".{p}")), default)
 
 
 def converted(adapter: Path, base: BaseModel, cache: Path) -> Path:
@@ -84,13 +112,18 @@ def read_config(raw: bytes) -> LoraConfig:
         rank, alpha = config["r"], config["lora_alpha"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise AdapterBroken(f"{CONFIG} is not the configuration of a LoRA") from error
-    if not isinstance(rank, int) or rank <= 0 or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterBroken(f"{CONFIG}: r must be a positive whole number and lora_alpha a number")
-    for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"):
+    patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    if not all(isinstance(p, dict) for p in patterns):
+        raise AdapterBroken(f"{CONFIG}: rank_pattern and alpha_pattern must be objects")
+    ranks, alphas = [rank, *patterns[0].values()], [alpha, *patterns[1].values()]
+    if not all(isinstance(r, int) and r > 0 for r in ranks):
+        raise AdapterBroken(f"{CONFIG}: r must be a positive whole number")
+    if not all(isinstance(a, int | float) and math.isfinite(a) and a > 0 for a in alphas):
+        raise AdapterBroken(f"{CONFIG}: lora_alpha must be a number above 0")
+    for key in ("use_dora", "modules_to_save", "fan_in_fan_out"):
         if config.get(key):
             raise AdapterBroken(f"{CONFIG}: {key} is not supported")
-    # PEFT scales by alpha / sqrt(r) then
-    return LoraConfig(rank, alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha))
+    return LoraConfig(rank, alpha, bool(config.get("use_rslora")), patterns[0], patterns[1])
 
 
 def prune(cache: Path, *, most: int, keep: frozenset[Path]) -> None:
@@ -133,15 +166,21 @@ def _matrices(weights: bytes) -> "dict[str, Matrix]":
 
 def _renamed(matrices: "Mapping[str, Matrix]", config: LoraConfig, base: BaseModel) -> "dict[str, Matrix]":
     """The tensors under llama.cpp's names and in its order of rows."""
+    import numpy as np
+
     tensors = {}
     for name, matrix in matrices.items():
         block, module, side = _parsed(name, base)
         outputs, inputs = base.modules[module]
-        expected = (config.rank, inputs) if side == "a" else (outputs, config.rank)
+        name_in_model = f"model.layers.{block}.{module}"
+        rank = config.rank_of(name_in_model)
+        expected = (rank, inputs) if side == "a" else (outputs, rank)
         if matrix.shape != expected:
             raise AdapterBroken(f"{WEIGHTS}: {name} has the shape {matrix.shape}, the base model needs {expected}")
         if side == "b" and module in ("self_attn.q_proj", "self_attn.k_proj"):
             matrix = _rope_order(matrix, base.heads if module == "self_attn.q_proj" else base.kv_heads)
+        if side == "b" and (config.alpha_pattern or config.rank_pattern):
+            matrix = matrix * np.float32(config.alpha_of(name_in_model) / config.file_alpha)
         tensors[f"blk.{block}.{_GGUF_NAMES[module]}.weight.lora_{side}"] = matrix
     if not tensors:
         raise AdapterBroken(f"{WEIGHTS} holds no tensors")
@@ -183,7 +222,7 @@ def _write(target: Path, tensors: "Mapping[str, Matrix]", config: LoraConfig, ar
         try:
             writer.add_type(gguf.GGUFType.ADAPTER)
             writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, config.alpha)
+            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, config.file_alpha)
             for name, matrix in tensors.items():
                 writer.add_tensor(name, matrix)
             writer.write_header_to_file()

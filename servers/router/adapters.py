@@ -3,13 +3,16 @@ that lacks it. Pure; the AdapterRegistry pushes the state."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from hivemind.servers.common.assignment import Split, assign
 from hivemind.servers.common.catalogue import Endpoint, Model
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.router.request import Request
 
-BASE = "base"
+LOADS_ON_DEMAND: Final = ("embedded", "lorax")
+"""Kinds of model servers that load an adapter when a request names it."""
+BASE: Final = "base"
 """`<alias>:base` asks for the model without any adapter."""
 
 
@@ -73,6 +76,8 @@ class AdapterBook:
             return Choice("", endpoints)
         if named:
             holding = _holding(role, named, endpoints)
+            if not holding and model.adapters in LOADS_ON_DEMAND:
+                return Choice(named, endpoints)
             if not holding:
                 raise MeshError("UPSTREAM_FAILED", f"no replica of {model.alias} holds {named} at present")
             return Choice(named, holding)

@@ -79,6 +79,22 @@ def test_the_scale_is_what_peft_would_use(
     assert file.fields["general.type"].contents() == "adapter"
 
 
+def test_a_module_with_a_rank_and_an_alpha_of_its_own_is_scaled_by_them(base: BaseModel, tmp_path: Path) -> None:
+    value = QUERY.replace("q_proj", "v_proj")
+    weights = matrices() | matrices(value, rank=4, outputs=192)
+    patterns = {"rank_pattern": {"v_proj": 4}, "alpha_pattern": {"layers.0.self_attn.v_proj": 2}}
+    file = gguf.GGUFReader(
+        converted(write_adapter(tmp_path / "a", weights, alpha=16, **patterns), base, tmp_path / "cache")
+    )
+    found = {t.name: t.data for t in file.tensors}
+
+    # llama.cpp scales by the file's alpha over the rank of the tensor: 16 / 4; PEFT by 2 / 4
+    scale = file.fields["adapter.lora.alpha"].contents() / 4
+    wanted = weights[f"{value}.lora_B.weight"] * (2 / 4)
+    assert found["blk.0.attn_v.weight.lora_b"] * scale == pytest.approx(wanted)
+    assert sorted(found["blk.0.attn_q.weight.lora_b"].ravel()) == sorted(weights[f"{QUERY}.lora_B.weight"].ravel())
+
+
 def test_sixteen_bit_weights_keep_their_values(base: BaseModel, tmp_path: Path) -> None:
     halves = {name: m.astype(np.float16) for name, m in matrices().items()}
     found = tensors_of(converted(write_adapter(tmp_path / "a", halves), base, tmp_path / "cache"))
@@ -129,7 +145,8 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "not finite": ({k: m * np.float32("nan") for k, m in matrices().items()}, {}, "not finite"),
     "whole numbers": ({k: m.astype(np.int32) for k, m in matrices().items()}, {}, "I32"),
     "dora": (matrices(), {"use_dora": True}, "use_dora"),
-    "patterns": (matrices(), {"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+    "a pattern that the weights do not follow": (matrices(), {"rank_pattern": {"q_proj": 4}}, "shape"),
+    "a pattern that is none": (matrices(), {"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
     "a rank of words": (matrices(), {"r": "eight"}, "r must be"),
 }
 

@@ -85,6 +85,12 @@ def test_a_named_adapter_is_never_replaced() -> None:
     assert refused.value.reason == "UPSTREAM_FAILED"
 
 
+def test_a_server_that_loads_on_demand_is_asked_for_an_adapter_that_it_does_not_hold_yet() -> None:
+    embedded = replace(COURIER, adapters="embedded")
+
+    assert book({}).choose(embedded, request(f"courier:{V2}"), (ONE, TWO)).adapter == V2
+
+
 def test_only_what_the_model_server_did_counts_as_an_outcome() -> None:
     call = Call("courier", "0:127.0.0.1:1", 0.0, adapter=V2, adapter_role="implementer", unit="s1", latency_s=0.5)
     record = Record("r1", 0.0, "t1", "s1", "OPENAI", "auto")

@@ -36,12 +36,12 @@ class TestEngine:
 
 @asynccontextmanager
 async def engine_for_tests(
-    home: Path, *, slots: int = 2, waiting: int = 64, adapter_bytes: int = 1 << 28
+    home: Path, *, port: int = 0, slots: int = 2, waiting: int = 64, adapter_bytes: int = 1 << 28
 ) -> AsyncIterator[TestEngine]:
     """`home` has the adapters in `adapters/`."""
     model = wheel_file()
     options = ServerOptions(
-        generation=EngineOptions(model, "127.0.0.1", 0, threads=1, slots=slots, context=512 * slots),
+        generation=EngineOptions(model, "127.0.0.1", port, threads=1, slots=slots, context=512 * slots),
         base=read_base_model(model),
         adapters=home / "adapters",
         cache=home / "cache",

@@ -15,7 +15,7 @@ from hivemind.servers.adapter_registry.autopromote import AutopromotePolicy
 from hivemind.servers.adapter_registry.base_model import BaseModel, BaseModels
 from hivemind.servers.adapter_registry.feed import StateFeed
 from hivemind.servers.adapter_registry.guard import Guard
-from hivemind.servers.adapter_registry.ports import NoReplicas, ReplicaView
+from hivemind.servers.adapter_registry.ports import ReplicaState, ReplicaView
 from hivemind.servers.adapter_registry.registration import Registrar
 from hivemind.servers.adapter_registry.registry import Policies, Registry
 from hivemind.servers.adapter_registry.service import AdapterRegistryService
@@ -30,6 +30,13 @@ from tests.support.peft import write_adapter
 from tests.support.redis_process import RedisProcess
 
 ROLE = "implementer"
+
+
+class NoReplicas:
+    """Where nobody asks the replicas."""
+
+    def replicas(self, role: str) -> tuple[ReplicaState, ...]:
+        return ()
 
 
 @dataclass
