@@ -89,7 +89,7 @@ def write_adapter(folder: Path, shapes: dict[str, tuple[int, int]], seed: int) -
 async def register(stub: Any, folder: Path, count: int, figures: Figures) -> list[str]:
     """Adapters of rank 16 on all modules; notes how long each took."""
     from hivemind.servers.adapter_registry.base_model import read_gguf
-    from hivemind.servers.engine.model import WHEEL_SHA256, wheel_file
+    from hivemind.servers.common.courier import WHEEL_SHA256, wheel_file
 
     base = await asyncio.to_thread(lambda: read_gguf("courier", wheel_file(), sha256=WHEEL_SHA256))
     ids = []

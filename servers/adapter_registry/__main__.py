@@ -32,9 +32,9 @@ from hivemind.servers.common.catalogue import (
     environment,
     load_catalogue,
 )
+from hivemind.servers.common.courier import Hub, Local, ModelError, Remote, resolve_courier
 from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.server import Mesh, main
-from hivemind.servers.engine.model import Hub, Local, ModelError, Remote, resolve_courier
 from hivemind.v1 import adapter_registry_pb2_grpc
 
 _log = structlog.get_logger()

@@ -133,10 +133,8 @@ class StateFeed:
     async def _view(self, role: Role) -> RoleView:
         challengers = [c.adapter_id for c in role.challenges]
         evidence = await self._store.evidence(role, challengers) if challengers else {}
-        newest = await self._store.newest(role.name, 0, ADAPTERS_TOLD)
-        return RoleView(
-            role, evidence, tuple(self._replicas.replicas(role.name)), tuple(record.id for record in newest)
-        )
+        newest = await self._store.newest_ids(role.name, 0, ADAPTERS_TOLD)
+        return RoleView(role, evidence, tuple(self._replicas.replicas(role.name)), tuple(newest))
 
     async def _take(self, snapshot: Snapshot) -> None:
         async with self._changed:

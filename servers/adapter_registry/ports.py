@@ -82,6 +82,9 @@ class Store(Protocol):
     async def newest(self, role: str, before: int, count: int) -> list[AdapterRecord]:
         """Adapters registered before a place in the order (0: all), newest first; of all roles with ''."""
 
+    async def newest_ids(self, role: str, before: int, count: int) -> list[str]:
+        """The same, by their ids alone."""
+
     async def events(self, role: str, before: int, count: int) -> list[Event]:
         """Events before a sequence (0: all), newest first; of all roles with ''."""
 

@@ -243,7 +243,7 @@ class Registry:
         now = snapshot.roles.get(answer.role.name)
         if now is not None and now.role.revision == answer.role.revision:
             return now
-        return RoleView(answer.role, {}, now.replicas if now is not None else ())
+        return RoleView(answer.role) if now is None else replace(now, role=answer.role, evidence={})
 
     async def _role(self, name: str) -> Role:
         role = await self._feed.role(name)

@@ -110,13 +110,17 @@ class RedisStore:
 
     async def newest(self, role: str, before: int, count: int) -> list[AdapterRecord]:
         """See ports.Store."""
+        found = await self.adapters(await self.newest_ids(role, before, count))
+        return [record for record, _ in found.values()]
+
+    async def newest_ids(self, role: str, before: int, count: int) -> list[str]:
+        """See ports.Store."""
         key = f"adapters:order:{role}" if role else "adapters:order"
         with store_errors():
             ids = await cast(
                 Any, self._redis.zrevrangebyscore(key, f"({before}" if before else "+inf", "-inf", start=0, num=count)
             )
-        found = await self.adapters([i.decode() for i in ids])
-        return [record for record, _ in found.values()]
+        return [i.decode() for i in ids]
 
     async def events(self, role: str, before: int, count: int) -> list[Event]:
         """See ports.Store."""

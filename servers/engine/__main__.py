@@ -8,12 +8,12 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from hivemind.servers.common.courier import ModelError, Remote, checked_file, resolve_courier
 from hivemind.servers.common.logs import configure_logs
 from hivemind.servers.common.metrics_http import MetricsHttp
 from hivemind.servers.engine.base_model import BaseModelError, read_base_model
 from hivemind.servers.engine.engine import EngineOptions
 from hivemind.servers.engine.generations import Limits
-from hivemind.servers.engine.model import ModelError, Remote, checked_file, resolve_courier
 from hivemind.servers.engine.server import ServerOptions, running_engine
 from hivemind.servers.engine.settings import EngineSettings
 

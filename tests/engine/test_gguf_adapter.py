@@ -10,11 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
+from hivemind.servers.common.courier import wheel_file
 from hivemind.servers.engine import gguf_adapter
 from hivemind.servers.engine.base_model import BaseModel, BaseModelError, read_base_model
 from hivemind.servers.engine.engine import Engine, EngineOptions
 from hivemind.servers.engine.gguf_adapter import AdapterBroken, converted, prune
-from hivemind.servers.engine.model import wheel_file
 from tests.support.adapters import LAST_DOWN, word_matrices, write_adapter
 
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from hivemind.servers.adapter_registry.base_model import read_gguf
-from hivemind.servers.engine.model import WHEEL_SHA256, wheel_file
+from hivemind.servers.common.courier import WHEEL_SHA256, wheel_file
 from tests.support.mesh import RunningMesh
 from tests.support.peft import write_adapter
 

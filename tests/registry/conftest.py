@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hivemind.servers.adapter_registry.base_model import BaseModel, read_gguf
-from hivemind.servers.engine.model import WHEEL_SHA256, wheel_file
+from hivemind.servers.common.courier import WHEEL_SHA256, wheel_file
 from tests.support.redis_process import RedisProcess
 from tests.support.registry import Rig, running_registry
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from hivemind.servers.engine.model import wheel_file
+from hivemind.servers.common.courier import wheel_file
 
 Matrix = NDArray[np.float32]
 LAST_DOWN = "base_model.model.model.layers.29.mlp.down_proj"

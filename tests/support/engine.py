@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 
+from hivemind.servers.common.courier import wheel_file
 from hivemind.servers.engine.base_model import read_base_model
 from hivemind.servers.engine.engine import EngineOptions
 from hivemind.servers.engine.generations import Generations, Limits
-from hivemind.servers.engine.model import wheel_file
 from hivemind.servers.engine.server import ServerOptions, running_engine
 
 QUESTION = {"role": "user", "content": "Name three colours."}
