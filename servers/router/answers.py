@@ -6,6 +6,7 @@ import orjson
 
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.router.records import Record
+from hivemind.servers.router.work import Work
 
 _TYPES: Final = {
     400: "invalid_request_error",
@@ -25,8 +26,10 @@ _CODES: Final = {
 }
 
 
-def about(record: Record, model: str) -> dict[str, Any]:
+def about(work: Work, model: str) -> dict[str, Any]:
     """The `hivemind` object of an answer; `model` is what the model server called itself."""
+    record, refined = work.record, work.refined
+    refinement = {"refined_answer": refined.answer, "platinum_id": refined.platinum_id} if refined is not None else {}
     return {
         "request_id": record.request_id,
         "strategy": record.strategy,
@@ -43,6 +46,7 @@ def about(record: Record, model: str) -> dict[str, Any]:
         "latency": f"{record.latency_s:.6f}s",
         "reason": record.reason,
         "degraded": record.degraded,
+        **refinement,
     }
 
 

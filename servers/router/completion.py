@@ -16,20 +16,22 @@ from hivemind.servers.common.catalogue import MASTER, Catalogue, Endpoint, Model
 from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.spend import BudgetBook
 from hivemind.servers.common.tokens import text_tokens
+from hivemind.servers.router.adapters import Choice
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.gate.taxonomy import Taxonomy
 from hivemind.servers.router.judge import FlipRate, Judge
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.ports import Upstream, UpstreamError, UpstreamResponse
-from hivemind.servers.router.records import Call, Record, Recorder, Shadow, Tokens
+from hivemind.servers.router.recorder import Entry
+from hivemind.servers.router.records import Call, Record, Shadow, Tokens
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.roles import RoleFailed
 from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
-from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, text_of
+from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, first_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
-from hivemind.servers.router.strategy_calls import Listener, StrategyCaller, StrategyStream, composed
-from hivemind.servers.router.work import Answer, UpstreamRefused, Work
+from hivemind.servers.router.strategy_calls import Audience, StrategyCaller, StrategyStream, composed
+from hivemind.servers.router.work import Answer, BrokenOff, UpstreamRefused, Work
 
 PATH: Final = "/chat/completions"
 MAX_ANSWER_BYTES: Final = 64 << 20
@@ -53,6 +55,13 @@ class Governance(Protocol):
 
     def tenant_label(self, tenant: str) -> str:
         """The tenant as a bounded metric label."""
+
+
+class Keeper(Protocol):
+    """Where entries of requests that have ended go."""
+
+    def add(self, entry: Entry) -> None:
+        """Takes an entry; never waits."""
 
 
 class QualityGate(Protocol):
@@ -79,7 +88,8 @@ class Completions:
         fleet: Fleet,
         upstream: Upstream,
         budgets: BudgetBook,
-        recorder: Recorder,
+        recorder: Keeper,
+        entry: Callable[[Work], Entry],
         governance: Governance,
         metrics: RouterMetrics,
         clock: Callable[[], float] = time.monotonic,
@@ -94,7 +104,7 @@ class Completions:
         self._explore, self._rng = explore, rng
         self._skill = skill
         self._taxonomy: tuple[Mapping[str, tuple[str, ...]], Taxonomy] = ({}, Taxonomy())
-        self._upstream, self._budgets, self._recorder = upstream, budgets, recorder
+        self._upstream, self._budgets, self._recorder, self._entry = upstream, budgets, recorder, entry
         self._governance, self._metrics, self.clock = governance, metrics, clock
 
     def decide(self, request: Request) -> Work:
@@ -116,7 +126,7 @@ class Completions:
             if decision.strategy == SINGLE:
                 answer: Answer = await self._first_that_answers(work, decision.options, self._plain_call)
                 return answer
-            return await self.by_strategy(work, decision, _nobody_listens)
+            return await self.by_strategy(work, decision, None)
         except BaseException as error:
             self.fail(work, error)
             raise
@@ -134,20 +144,26 @@ class Completions:
             self.fail(work, error)
             raise
 
-    async def by_strategy(self, work: Work, decision: Decision, listener: Listener) -> Answer:
-        """Answers by several calls; where they fail, by one, if the request was for `auto`."""
+    async def by_strategy(self, work: Work, decision: Decision, audience: Audience | None) -> Answer:
+        """Answers by several calls; where they fail, by one, if the request was for `auto`.
+
+        `audience`: the client, where it streams. Once it has words of the answer nothing takes its place.
+        """
         option = decision.chosen
         singles = [o for o in decision.options if o.strategy == SINGLE]
         strategy = option.strategy
         try:
             work.hold = await self._budgets.hold(work.request.tenant, option.cost_micros)
             work.option = option
-            return await self._run_strategy(work, option, listener)
+            return await self._run_strategy(work, option, audience)
+        except BrokenOff:
+            raise
         except (MeshError, RoleFailed) as error:
             if isinstance(error, MeshError) and (work.request.refuse_on_budget or error.reason == "DEADLINE_PASSED"):
                 raise
             why = f"{strategy} by {option.model.alias} failed: {error}"
             work.hold.settle(work.record.cost_micros)
+            self._time_left(work.request)
             if not singles:
                 if isinstance(error, MeshError):
                     raise
@@ -156,8 +172,8 @@ class Completions:
             single: Answer = await self._first_that_answers(work, singles, self._plain_call)
             return single
 
-    async def _run_strategy(self, work: Work, option: Option, listener: Listener) -> Answer:
-        caller = StrategyCaller(self, work, option, listener)
+    async def _run_strategy(self, work: Work, option: Option, audience: Audience | None) -> Answer:
+        caller = StrategyCaller(self, work, option, audience)
         catalogue = self.fleet.catalogue
         judging = next((m for m in map(catalogue.get, ("judge", "arbiter", MASTER)) if m is not None), None)
         task = Task(
@@ -167,6 +183,8 @@ class Completions:
         outcome = await BY_NAME[option.strategy](task, caller)
         record = work.record
         record.degraded += outcome.degraded
+        record.judged = outcome.judged
+        work.text, work.agreement, work.alternatives = outcome.text, outcome.agreement, outcome.alternatives
         work.hold.settle(record.cost_micros)
         self._end(work, "OK")
         named = [c.model for c in record.calls if c.alias == outcome.alias and not c.error]
@@ -174,11 +192,17 @@ class Completions:
 
     async def piece(self, work: Work, part: Work, model: Model) -> dict[str, Any]:
         """One call of a strategy: its parsed answer. What it cost is booked and added to the record of `work`."""
+        parsed: dict[str, Any] = await self._piece(work, part, model, self._piece_call)
+        return parsed
+
+    async def open_piece(self, work: Work, part: Work, model: Model) -> "OpenStream":
+        """One call of a strategy whose words are the answer: a stream. Its cost is booked when it is closed."""
+        stream: OpenStream = await self._piece(work, part, model, self._open_stream)
+        return stream
+
+    async def _piece(self, work: Work, part: Work, model: Model, call: Callable[..., Any]) -> Any:
         try:
-            parsed: dict[str, Any] = await self._try_endpoints(
-                part, Option(model, 0), self._piece_call, alternatives=False
-            )
-            return parsed
+            return await self._try_endpoints(part, Option(model, 0), call, alternatives=False)
         except asyncio.CancelledError:
             prompt_only = Tokens(part.request.prompt.expected, 0, estimated=True)
             mine = [
@@ -226,10 +250,16 @@ class Completions:
         call.error = "" if outcome == "OK" else stream.problem or outcome
         breaker = self.fleet.breaker(call.alias, stream.endpoint)
         if outcome == "UPSTREAM_FAILED":
+            call.failed = True
             breaker.fail(call.error)
         else:
             breaker.succeed()
+        if work.option is None:  # a call of a strategy, whose request goes on
+            work.ended = True
+            self._add_piece(work, stream.model, call, tokens)
+            return
         self._account(work, call, tokens)
+        work.text = "".join(stream.chat.texts)
         self._end(work, outcome)
 
     def _admitted(self, work: Work) -> Decision:
@@ -321,7 +351,12 @@ class Completions:
 
     async def _try_endpoints(self, work: Work, option: Option, call: Callable[..., Any], *, alternatives: bool) -> Any:
         model = option.model
-        endpoints = self.fleet.in_turn(model)
+        choice = Choice("", self.fleet.in_turn(model))
+        if choice.endpoints and model.role:
+            choice = self.fleet.adapters.choose(model, work.request, choice.endpoints)
+            if choice.note:
+                work.record.degraded.append(choice.note)
+        endpoints = choice.endpoints
         if not endpoints:
             wait = max(0.1, self.fleet.resting_s(model))
             message = f"every endpoint of {model.alias} rests after failures ({self._last_error(model)})"
@@ -332,7 +367,8 @@ class Completions:
             endpoint = endpoints[attempt % len(endpoints)]
             patient = not alternatives and len(endpoints) == 1
             try:
-                return await self._attempt(work, model, endpoint, template.fill(endpoint.model), call, patient=patient)
+                body = template.fill(choice.adapter or endpoint.model)
+                return await self._attempt(work, model, endpoint, choice, body, call, patient=patient)
             except _AttemptFailed as failure:
                 failed = failure
                 last = attempt + 1 == MAX_ATTEMPTS or (alternatives and attempt + 1 >= len(endpoints))
@@ -358,12 +394,20 @@ class Completions:
         return left
 
     async def _attempt(
-        self, work: Work, model: Model, endpoint: Endpoint, body: bytes, call: Callable[..., Any], *, patient: bool
+        self,
+        work: Work,
+        model: Model,
+        endpoint: Endpoint,
+        choice: Choice,
+        body: bytes,
+        call: Callable[..., Any],
+        *,
+        patient: bool,
     ) -> Any:
         breaker = self.fleet.breaker(model.alias, endpoint)
         entry = Call(
             model.alias, f"{endpoint.number}:{endpoint.host}", time.time(), role=work.role, model=endpoint.model,
-            prompt_version=work.prompt_version,
+            prompt_version=work.prompt_version, adapter=choice.adapter, adapter_role=model.role, unit=choice.unit,
         )  # fmt: skip
         work.record.calls.append(entry)
         called = self.clock()
@@ -371,7 +415,7 @@ class Completions:
         try:
             return await call(work, model, endpoint, body, entry, patient)
         except _AttemptFailed as failure:
-            entry.error = str(failure)
+            entry.error, entry.failed = str(failure), failure.endpoints_fault
             if failure.endpoints_fault:
                 breaker.fail(entry.error)
             else:
@@ -394,6 +438,7 @@ class Completions:
     ) -> Answer:
         raw, parsed = await self._read_answer(work, model, endpoint, body, entry, patient)
         self._account(work, entry, _tokens(parsed.get("usage"), work.request, _answer_bytes(parsed)))
+        work.text = first_text(parsed)
         self._end(work, "OK")
         return Answer(work, raw, parsed)
 
@@ -506,7 +551,7 @@ class Completions:
         record.outcome = outcome
         record.latency_s = self.clock() - work.request.arrived
         self._metrics.observe(record, tenant_label=self._governance.tenant_label(record.tenant))
-        self._recorder.add(record)
+        self._recorder.add(self._entry(work))
 
     def _last_error(self, model: Model) -> str:
         errors = (self.fleet.breaker(model.alias, e).last_error for e in model.endpoints)
@@ -757,7 +802,3 @@ def _outcome_of(error: BaseException) -> str:
 def _close(response: UpstreamResponse | None) -> None:
     if response is not None:
         response.close()
-
-
-def _nobody_listens(role: str, note: str) -> None:
-    """Progress of a strategy whose client waits for the whole answer."""

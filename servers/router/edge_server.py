@@ -2,15 +2,16 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hivemind.servers.router.openai_edge import OpenAIEdge
+from hivemind.servers.router.openai_edge import DISCONNECT, OpenAIEdge
 
+_HEAD = b"HTTP/1.1 "
 _KEEP_ALIVE_S = 3600  # the peer is Envoy, which closes what it no longer needs
 
 
@@ -44,23 +45,29 @@ class EdgeServer:
 
 
 class _OneWrite:
-    """A transport that sends all that is written in one turn of the event loop together.
+    """A transport that sends the head of an answer together with the first piece of its body.
 
-    uvicorn writes the head and the body of an answer apart; each write is a system call here and a wake-up in Envoy.
+    uvicorn writes them apart; each write is a system call here and a wake-up in Envoy. A head without a body yet goes
+    out with the end of this turn of the event loop.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
-        self._waiting: list[bytes] = []
+        self._head = b""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
         """See asyncio.WriteTransport."""
-        if not self._waiting:
+        if data.startswith(_HEAD):
             self._loop.call_soon(self._flush)
-        self._waiting.append(data)
+            self._head = data
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._transport.write(data)
 
     def close(self) -> None:
         """See asyncio.WriteTransport."""
@@ -68,19 +75,38 @@ class _OneWrite:
         self._transport.close()
 
     def _flush(self) -> None:
-        waiting = self._waiting
-        if waiting:
-            self._waiting = []
-            if not self._transport.is_closing():
-                self._transport.write(waiting[0] if len(waiting) == 1 else b"".join(waiting))
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP over such a transport."""
+    """uvicorn's HTTP over such a transport. The scope's extension `hivemind.disconnect` takes a callback for the end of
+    the connection, or None: waiting for `http.disconnect` in ASGI's way costs a task for every request."""
+
+    _lost = False
+    _on_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        super().connection_lost(exc)
+        self._lost = True
+        if self._on_lost is not None:
+            self._on_lost()
+
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        super().on_message_begin()
+        self.scope["extensions"] = {DISCONNECT: self._watch}  # type: ignore[dict-item]
+
+    def _watch(self, callback: Callable[[], None] | None) -> None:
+        self._on_lost = callback
+        if callback is not None and self._lost:
+            callback()
 
 
 class _Server(uvicorn.Server):

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import orjson
 
 from hivemind.servers.common.errors import invalid_field
+from hivemind.servers.common.redaction import redact
 from hivemind.servers.router.records import Record
 
 DEMONSTRATION_MAX: Final = 64_000
@@ -37,6 +38,10 @@ class Feedback:
         if self.kind not in KINDS:
             raise invalid_field("opinion", f"one of {', '.join(KINDS)} is required", reason="MISSING_FIELD")
         return self
+
+    def redacted(self) -> "Feedback":
+        """The same without secrets and personal data."""
+        return self if self.kind != "demonstration" else replace(self, value=redact(str(self.value)).text)
 
     def key(self, idempotency_key: str) -> str:
         """What makes it one and the same opinion: the client's key, else its content."""

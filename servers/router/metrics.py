@@ -25,6 +25,9 @@ class RouterMetrics:
         self._cost = Counter("hivemind_cost_micros", "Cost in micro-USD.", ["model", "tenant"], registry=registry)
         self.shed = Counter("hivemind_shed", "Requests refused for load.", registry=registry)
         self.records_dropped = Counter("hivemind_records_dropped", "Records lost for want of room.", registry=registry)
+        self.nominations_lost = Counter(
+            "hivemind_nominations_lost", "Nominations whose conversation was not kept.", registry=registry
+        )
         self.judge_flips = Gauge("hivemind_judge_flip_ratio", "Share of comparisons that flip.", registry=registry)
         self.in_flight = Gauge("hivemind_requests_in_flight", "Completions under way.", registry=registry)
         self._children: dict[tuple[str, ...], Counter | Histogram] = {}

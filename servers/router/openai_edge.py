@@ -24,20 +24,24 @@ from hivemind.servers.common.context import (
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field
 from hivemind.servers.common.interceptors import CallPolicy, check_key, overloaded
 from hivemind.servers.router.answers import about, error_event, headers, openai_error, whole_headers
+from hivemind.servers.router.arbiter_client import ArbiterClient
 from hivemind.servers.router.completion import Completions, OpenStream, too_long
 from hivemind.servers.router.json_splice import append_member
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.openai_request import ChatRequest, read_chat_request
 from hivemind.servers.router.request import Request
-from hivemind.servers.router.sse import error_text, is_usage_only, text_of
-from hivemind.servers.router.strategy_calls import Progress, StrategyStream
-from hivemind.servers.router.work import Answer, UpstreamRefused
+from hivemind.servers.router.sse import error_text, first_text, is_usage_only, text_of
+from hivemind.servers.router.strategy_calls import Delta, Progress, StrategyStream, completion_id
+from hivemind.servers.router.work import Answer, UpstreamRefused, Work
 
 _log = structlog.get_logger()
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 ReadinessProbe = Callable[[], tuple[bool, str]]
+DisconnectWatch = Callable[[Callable[[], None] | None], None]
+DISCONNECT: Final = "hivemind.disconnect"
+"""The extension of the ASGI scope by which the server tells that the client has left: it takes a callback, or None."""
 
 _JSON: Final = (b"content-type", b"application/json")
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -46,11 +50,12 @@ _DONE: Final = b"data: [DONE]\n\n"
 
 
 class OpenAIEdge:
-    """The ASGI app. `clock` is monotonic, in seconds."""
+    """The ASGI app. `clock` is monotonic, in seconds. Make it inside the running loop."""
 
     def __init__(
         self,
         completions: Completions,
+        arbiter: ArbiterClient,
         *,
         policy: CallPolicy,
         max_body: int,
@@ -58,9 +63,10 @@ class OpenAIEdge:
         ready: ReadinessProbe,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._arbiter = arbiter
         self._completions, self._policy, self._max_body = completions, policy, max_body
         self._metrics, self._ready, self._clock = metrics, ready, clock
-        self._in_flight = 0
+        self._in_flight, self._loop = 0, asyncio.get_running_loop()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """One HTTP request."""
@@ -78,7 +84,7 @@ class OpenAIEdge:
             if self._policy.api_key is not None:
                 check_key(lines, self._policy.api_key)
             if path == "/v1/chat/completions" and scope["method"] == "POST":
-                await self._chat(call, receive, send)
+                await self._chat(call, receive, send, scope["extensions"][DISCONNECT])
             elif path == "/v1/models" and scope["method"] == "GET":
                 await _send_json(send, 200, self._models(), call.request_id)
             else:
@@ -92,7 +98,7 @@ class OpenAIEdge:
             unexpected = MeshError("INTERNAL_ERROR", "an unexpected error; the request id finds it in the server's log")
             await _send_error(send, unexpected, call.request_id)
 
-    async def _chat(self, call: CallContext, receive: Receive, send: Send) -> None:
+    async def _chat(self, call: CallContext, receive: Receive, send: Send, watch: DisconnectWatch) -> None:
         if self._in_flight >= self._policy.max_in_flight:
             self._metrics.shed.inc()
             raise overloaded()
@@ -102,7 +108,7 @@ class OpenAIEdge:
             arrived, created = self._clock(), time.time()
             chat = read_chat_request(await self._read_body(receive))
             request = self._request(call, chat, arrived, created)
-            with _ClientWatch(receive) as client:
+            with _ClientWatch(watch, self._loop) as client:
                 if chat.stream:
                     await self._stream(request, send, client, withhold_usage=chat.withhold_usage)
                 else:
@@ -113,9 +119,10 @@ class OpenAIEdge:
 
     async def _plain(self, request: Request, send: Send, client: "_ClientWatch") -> None:
         answer = await self._completions.plain(request)
+        await self._arbiter.refine(answer.work)
         record = answer.work.record
         model = text_of(answer.parsed.get("model"))
-        body = append_member(answer.raw, "hivemind", orjson.dumps(about(record, model)))
+        body = append_member(answer.raw, "hivemind", orjson.dumps(about(answer.work, model)))
         lines = [_JSON, (b"content-length", b"%d" % len(body)), *whole_headers(record, model)]
         client.disarm()
         await send({"type": "http.response.start", "status": 200, "headers": lines})
@@ -124,7 +131,7 @@ class OpenAIEdge:
     async def _stream(self, request: Request, send: Send, client: "_ClientWatch", *, withhold_usage: bool) -> None:
         stream = await self._completions.stream(request)
         if isinstance(stream, StrategyStream):
-            await _relay_strategy(stream, send, client, withhold_usage=withhold_usage)
+            await self._relay_strategy(stream, send, client, withhold_usage=withhold_usage)
             return
         outcome = "CANCELLED"
         try:
@@ -133,6 +140,7 @@ class OpenAIEdge:
             await _relay(stream, send, withhold_usage=withhold_usage)
             outcome = "OK"
             self._completions.finish_stream(stream, outcome)  # the last chunk tells the sums
+            await self._arbiter.refine(stream.work)
             last = _last_chunk(stream) + _DONE
             client.disarm()
         except MeshError as error:
@@ -144,6 +152,34 @@ class OpenAIEdge:
                 await stream.close(outcome)
         await send({"type": "http.response.body", "body": last})
         await stream.close(outcome)
+
+    async def _relay_strategy(
+        self, stream: StrategyStream, send: Send, client: "_ClientWatch", *, withhold_usage: bool
+    ) -> None:
+        """Comments while a strategy works, then its answer as chunks. An error after the first byte is told in band."""
+        record, spoken = stream.work.record, False
+        await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS, _NO_CACHE, *headers(record)]})
+        last = b""
+        try:
+            async with aclosing(stream.events()) as events:
+                async for event in events:
+                    if isinstance(event, Progress):
+                        note = " ".join(f"{event.role}: {event.note}".split())
+                        await send({"type": "http.response.body", "body": f": {note}\n\n".encode(), "more_body": True})
+                    elif isinstance(event, Delta):
+                        body = _spoken(stream.work, event, first=not spoken)
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                        spoken = True
+                    elif event is None:
+                        await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+                    else:
+                        await self._arbiter.refine(event.work)
+                        rest = _last_chunks(event, usage=not withhold_usage)
+                        last = rest if spoken else _spoken(event.work, _whole(event), first=True) + rest
+        except MeshError as error:
+            last = error_event(error, record.request_id)
+        client.disarm()
+        await send({"type": "http.response.body", "body": last})
 
     def _request(self, call: CallContext, chat: ChatRequest, arrived: float, created: float) -> Request:
         tenant = call.tenant or chat.tenant or DEFAULT_TENANT
@@ -173,6 +209,7 @@ class OpenAIEdge:
             traceparent=call.traceparent,
             tracestate=call.tracestate,
             policy=call.policy,
+            refine=chat.refine,
         )
 
     async def _read_body(self, receive: Receive) -> bytes:
@@ -190,7 +227,10 @@ class OpenAIEdge:
         return b"".join(pieces)
 
     def _models(self) -> dict[str, Any]:
-        names = ["auto", *self._completions.fleet.catalogue.models]
+        fleet = self._completions.fleet
+        names = ["auto", *fleet.catalogue.models]
+        for model in fleet.catalogue.models.values():
+            names += [f"{model.alias}:{adapter}" for adapter in fleet.adapters.registered(model.role)]
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "hivemind"} for name in names]
         return {"object": "list", "data": data}
 
@@ -198,14 +238,14 @@ class OpenAIEdge:
 class _ClientWatch:
     """Cancels the task at hand when the client leaves, which cancels the call to the model server."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._left = False
+    __slots__ = ("_left", "_task", "_watch")
+
+    def __init__(self, watch: DisconnectWatch, loop: asyncio.AbstractEventLoop) -> None:
+        self._watch, self._left = watch, False
+        self._task = asyncio.current_task(loop)
 
     def __enter__(self) -> "_ClientWatch":
-        self._task = asyncio.current_task()
-        self._watch = asyncio.ensure_future(self._receive())
-        self._watch.add_done_callback(self._on_message)
+        self._watch(self._on_lost)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
@@ -217,11 +257,10 @@ class _ClientWatch:
 
     def disarm(self) -> None:
         """The answer is ready: from here on the end of the connection is nothing special."""
-        self._watch.remove_done_callback(self._on_message)
-        self._watch.cancel()
+        self._watch(None)
 
-    def _on_message(self, watch: "asyncio.Future[Any]") -> None:
-        if self._task is not None and not watch.cancelled():
+    def _on_lost(self) -> None:
+        if self._task is not None:
             self._left = True
             self._task.cancel()
 
@@ -237,41 +276,38 @@ async def _relay(stream: OpenStream, send: Send, *, withhold_usage: bool) -> Non
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _relay_strategy(stream: StrategyStream, send: Send, client: "_ClientWatch", *, withhold_usage: bool) -> None:
-    """Comments while a strategy works, then its answer as chunks. An error after the first byte is told in band."""
-    record = stream.work.record
-    await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS, _NO_CACHE, *headers(record)]})
-    last = b""
-    try:
-        async with aclosing(stream.events()) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    note = " ".join(f"{event.role}: {event.note}".split())
-                    await send({"type": "http.response.body", "body": f": {note}\n\n".encode(), "more_body": True})
-                elif event is None:
-                    await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
-                else:
-                    last = _as_chunks(event, usage=not withhold_usage)
-    except MeshError as error:
-        last = error_event(error, record.request_id)
-    client.disarm()
-    await send({"type": "http.response.body", "body": last})
+def _whole(answer: Answer) -> Delta:
+    """An answer that comes all at once."""
+    return Delta(first_text(answer.parsed), text_of(answer.parsed["model"]))
 
 
-def _as_chunks(answer: Answer, *, usage: bool) -> bytes:
-    """A whole answer as the events of a stream, `[DONE]` included."""
+def _spoken(work: Work, words: Delta, *, first: bool) -> bytes:
+    """Words of a strategy's answer as an event."""
+    delta = {"role": "assistant", "content": words.text} if first else {"content": words.text}
+    return _event(_head(work, words.model) | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+
+
+def _last_chunks(answer: Answer, *, usage: bool) -> bytes:
+    """What comes after the words of a strategy's answer, `[DONE]` included."""
     parsed = answer.parsed
-    head = {k: parsed[k] for k in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    choice = parsed["choices"][0]
-    delta = {"role": "assistant", "content": choice["message"]["content"]}
-    chunks: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
-        {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]},
-    ]
+    head, reason = _head(answer.work, text_of(parsed["model"])), parsed["choices"][0]["finish_reason"]
+    chunks = [_event(head | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})]
     if usage:
-        chunks.append({**head, "choices": [], "usage": parsed["usage"]})
-    chunks.append({**head, "choices": [], "hivemind": about(answer.work.record, text_of(parsed["model"]))})
-    return b"".join(b"data: %b\n\n" % orjson.dumps(chunk) for chunk in chunks) + _DONE
+        chunks.append(_event(head | {"choices": [], "usage": parsed["usage"]}))
+    chunks.append(_event(head | {"choices": [], "hivemind": about(answer.work, head["model"])}))
+    return b"".join(chunks) + _DONE
+
+
+def _head(work: Work, model: str) -> dict[str, Any]:
+    """The members that all chunks of a strategy's answer share."""
+    return {
+        "id": completion_id(work), "object": "chat.completion.chunk", "created": int(work.request.created),
+        "model": model,
+    }  # fmt: skip
+
+
+def _event(chunk: Mapping[str, Any]) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(chunk)
 
 
 def _last_chunk(stream: OpenStream) -> bytes:
@@ -283,9 +319,9 @@ def _last_chunk(stream: OpenStream) -> bytes:
         "created": chat.created,
         "model": chat.model,
         "choices": [],
-        "hivemind": about(stream.work.record, chat.model),
+        "hivemind": about(stream.work, chat.model),
     }
-    return b"data: %b\n\n" % orjson.dumps(chunk)
+    return _event(chunk)
 
 
 async def _send_json(

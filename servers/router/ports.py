@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from hivemind.servers.common.catalogue import Endpoint
+from hivemind.servers.router.conversation import Conversation
+from hivemind.servers.router.recorder import Entry
 from hivemind.servers.router.records import Record
 
 
@@ -58,11 +60,14 @@ class Upstream(Protocol):
 class RecordStore(Protocol):
     """Where records go."""
 
-    async def append(self, records: list[Record]) -> None:
-        """Stores a batch."""
+    async def append(self, entries: list[Entry]) -> None:
+        """Stores a batch; MeshError if it cannot, and nothing of it is stored then."""
 
     async def get(self, request_id: str) -> Record | None:
         """One record, None if there is none."""
+
+    async def conversation(self, request_id: str) -> Conversation | None:
+        """What was said, None where it is not kept (any more)."""
 
     async def list(self, *, page_size: int, page_token: str, tenant: str) -> tuple[list[Record], str]:
         """A page of records, newest first, and where to go on."""

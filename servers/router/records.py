@@ -1,19 +1,7 @@
 """What is kept of every request, so that each decision can be explained afterwards. No text of prompt or answer."""
 
-import asyncio
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
-
-import structlog
-
-from hivemind.servers.common.errors import MeshError
-
-_log = structlog.get_logger()
-
-WAITING_MAX: Final = 20_000
-BATCH_MAX: Final = 500
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -42,6 +30,12 @@ class Call:
     usage: Tokens = field(default_factory=Tokens)
     cost_micros: int = 0
     error: str = ""
+    failed: bool = False
+    """Whether it was the model server that failed, and not the client or the request."""
+    adapter_role: str = ""
+    """The role whose adapter (`adapter`, or the base model) answered; empty for models without one."""
+    unit: str = ""
+    """What the role's split assigned the adapter by; empty where the split did not choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +58,19 @@ class Shadow:
     strategy: str
     chosen_model: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How the Judge found one proposal: its share of points in pairs (1 a win, 1/2 a tie), and its mean rubric score.
+
+    `against_others`: the same share against proposals of other aliases only. None: no such comparison, no score.
+    """
+
+    alias: str
+    points: float
+    against_others: float | None = None
+    score: float | None = None
 
 
 @dataclass(slots=True)
@@ -94,6 +101,8 @@ class Record:
     propensity: float = 1.0
     policy: str = ""
     shadow: Shadow | None = None
+    nomination: str = ""
+    judged: tuple[Judged, ...] = ()
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
@@ -101,58 +110,7 @@ class Record:
         known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
         known["candidates"] = tuple(Candidate(**c) for c in known.get("candidates", ()))
         known["shadow"] = Shadow(**known["shadow"]) if known.get("shadow") else None
+        known["judged"] = tuple(Judged(**j) for j in known.get("judged", ()))
         known["usage"] = Tokens(**known.get("usage", {}))
         known["calls"] = [Call(**{**c, "usage": Tokens(**c["usage"])}) for c in known.get("calls", ())]
         return cls(**known)
-
-
-class Store(Protocol):
-    """Where records go; see ports.RecordStore."""
-
-    async def append(self, records: list[Record]) -> None:
-        """Stores a batch, or raises MeshError."""
-
-
-class Recorder:
-    """Gathers records and stores them in batches, off the path. Holds 20,000 at most; the oldest go first."""
-
-    def __init__(self, store: Store, *, flush_s: float, on_drop: Callable[[int], None]) -> None:
-        self._store, self._flush_s, self._on_drop = store, flush_s, on_drop
-        self._waiting: deque[Record] = deque()
-        self._arrived = asyncio.Event()
-
-    def add(self, record: Record) -> None:
-        """Takes a record; never waits."""
-        if len(self._waiting) >= WAITING_MAX:
-            self._waiting.popleft()
-            self._on_drop(1)
-        self._waiting.append(record)
-        self._arrived.set()
-
-    def find(self, request_id: str) -> Record | None:
-        """A record that is not stored yet."""
-        return next((r for r in self._waiting if r.request_id == request_id), None)
-
-    async def flush(self) -> bool:
-        """Stores what waits; True if nothing waits any more."""
-        while self._waiting:
-            batch = [self._waiting[i] for i in range(min(BATCH_MAX, len(self._waiting)))]
-            try:
-                await self._store.append(batch)
-            except MeshError as error:
-                _log.warning("records_wait", reason=error.reason, waiting=len(self._waiting))
-                return False
-            for record in batch:
-                if self._waiting and self._waiting[0] is record:
-                    self._waiting.popleft()
-        return True
-
-    async def run(self) -> None:
-        """Stores for ever; after a failure it waits a second."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            await asyncio.sleep(self._flush_s)
-            if not await self.flush():
-                await asyncio.sleep(1.0)
-                self._arrived.set()

@@ -71,6 +71,7 @@ class Request:
     traceparent: str = ""
     tracestate: str = ""
     policy: str = ""
+    refine: bool = False
 
     @property
     def wants_auto(self) -> bool:
@@ -83,15 +84,20 @@ class Request:
         return self.model.partition(":")[0]
 
     @property
+    def adapter(self) -> str:
+        """The adapter asked for by name, `base` for none of them, empty where the role's split chooses."""
+        return self.model.partition(":")[2]
+
+    @property
     def question(self) -> str:
         """The text of the last message of the user, for the quality gate."""
         for message in reversed(self.messages):
             if message.get("role") == "user":
-                return _joined(message.get("content"))
+                return text_of_content(message.get("content"))
         return ""
 
 
-def _joined(content: Any) -> str:
+def text_of_content(content: Any) -> str:
     """The text of a message's content, which may be a list of parts."""
     if isinstance(content, str):
         return content

@@ -53,6 +53,8 @@ class ModelState:
     latency_s: float | None = None
     cost_ratio: float = 1.0
     """The largest ratio seen of what a call cost to its upper estimate, at least 1."""
+    adapters: Sequence[str] = ()
+    """The adapters that can be asked for by name."""
 
 
 Skill = Callable[[str, str, float], float]
@@ -84,7 +86,10 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to answer, and the upper estimate of what it costs in micro-USD. `team`: the proposers of a committee."""
+    """One way to answer, and the upper estimate of what it costs in micro-USD. `team`: the proposers of a committee.
+
+    `expected`: (alias, P(good enough) of one call of it) for each alias of such a team.
+    """
 
     model: Model
     cost_micros: int
@@ -93,6 +98,7 @@ class Option:
     quality: float | None = None
     latency_s: float | None = None
     available: bool = True
+    expected: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +209,8 @@ def _option(
         others = [s.model for s in pool if s is not state and s.available]
         team = tuple([model, *others][i % (1 + len(others))] for i in range(PROPOSERS))
         cost = sum(inner_cost(request, m) for m in team) + 6 * judging + inner
-        return Option(model, cost, strategy, team, better, _times(seconds, 4), state.available)
+        expected = tuple((alias, quality[alias]) for alias in dict.fromkeys(m.alias for m in team))
+        return Option(model, cost, strategy, team, better, _times(seconds, 4), state.available, expected)
     if strategy == "debate":
         return Option(model, PROPOSERS * ROUNDS * inner, strategy, (), better, _times(seconds, 3), state.available)
     items = len(request.hints.subtasks) or ITEMS_MAX
@@ -278,14 +285,14 @@ def _check_strategy(request: Request, situation: Situation) -> None:
 
 
 def _named(request: Request, states: Mapping[str, ModelState]) -> ModelState:
-    alias, adapter = request.alias, request.model.partition(":")[2]
+    alias, adapter = request.alias, request.adapter
     state = states.get(alias)
     if state is None:
         text = f"{alias!r} has no endpoint here; configure [models.{alias}] in hivemind.toml"
         known = ", ".join(["auto", *states])
         unknown = f"{request.model!r} is not a model of this mesh; ask for one of {known}"
         raise invalid_field("model", text if alias in EVERY_ALIAS else unknown, reason="UNKNOWN_MODEL")
-    if adapter and adapter != "base":
+    if adapter and adapter != "base" and adapter not in state.adapters:
         raise invalid_field("model", f"no adapter {adapter!r} is registered for {alias}", reason="UNKNOWN_MODEL")
     return state
 

@@ -9,13 +9,15 @@ from hivemind.servers.common.context import current_call
 from hivemind.servers.common.errors import MeshError, not_found
 from hivemind.servers.common.status import to_status
 from hivemind.servers.router import translate
+from hivemind.servers.router.arbiter_client import ArbiterClient
 from hivemind.servers.router.completion import Completions, OpenStream
 from hivemind.servers.router.feedback import FeedbackStore
 from hivemind.servers.router.ports import RecordStore
-from hivemind.servers.router.records import Record, Recorder
-from hivemind.servers.router.sse import delta_text
-from hivemind.servers.router.strategy_calls import Progress, StrategyStream
-from hivemind.servers.router.work import UpstreamRefused
+from hivemind.servers.router.recorder import Recorder
+from hivemind.servers.router.records import Record
+from hivemind.servers.router.sse import delta_text, first_text
+from hivemind.servers.router.strategy_calls import Delta, Progress, StrategyStream
+from hivemind.servers.router.work import UpstreamRefused, refusal_text
 from hivemind.v1 import router_pb2, router_pb2_grpc
 
 RECORD_WAIT_S: Final = 1.0
@@ -31,11 +33,12 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         records: RecordStore,
         recorder: Recorder,
         feedback: FeedbackStore,
+        arbiter: ArbiterClient,
         *,
         clock: Callable[[], float],
     ) -> None:
         self._completions, self._records, self._recorder, self._clock = completions, records, recorder, clock
-        self._feedback = feedback
+        self._feedback, self._arbiter = feedback, arbiter
 
     async def Complete(self, request: router_pb2.CompleteRequest, context: Any) -> router_pb2.CompleteResponse:
         """See router.proto."""
@@ -44,7 +47,8 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             answer = await self._completions.plain(wanted)
         except UpstreamRefused as refused:
             raise _refusal(refused) from refused
-        return translate.response_of(answer.work.record, answer.parsed)
+        await self._arbiter.refine(answer.work)
+        return translate.response_of(answer.work, answer.parsed)
 
     async def StreamComplete(
         self, request: router_pb2.CompleteRequest, context: Any
@@ -65,15 +69,21 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 yield message
 
     async def _relay_strategy(self, stream: StrategyStream) -> AsyncGenerator[router_pb2.StreamCompleteResponse, None]:
+        spoken = False
         try:
             async with aclosing(stream.events()) as events:
                 async for event in events:
                     if isinstance(event, Progress):
                         step = router_pb2.Progress(role=event.role, note=event.note)
                         yield router_pb2.StreamCompleteResponse(progress=step)
+                    elif isinstance(event, Delta):
+                        spoken = True
+                        yield router_pb2.StreamCompleteResponse(delta=event.text)
                     elif event is not None:
-                        final = translate.response_of(event.work.record, event.parsed)
-                        yield router_pb2.StreamCompleteResponse(delta=final.message.content)
+                        if not spoken:
+                            yield router_pb2.StreamCompleteResponse(delta=first_text(event.parsed))
+                        await self._arbiter.refine(event.work)
+                        final = translate.response_of(event.work, event.parsed)
                         yield router_pb2.StreamCompleteResponse(final=final)
         except MeshError as error:
             yield _error_message(error)
@@ -95,6 +105,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             raise
         finally:
             await stream.close(outcome)
+        await self._arbiter.refine(stream.work)
         yield router_pb2.StreamCompleteResponse(final=translate.streamed_response_of(stream, "".join(pieces)))
 
     async def Decide(self, request: router_pb2.CompleteRequest, context: Any) -> router_pb2.DecideResponse:
@@ -115,7 +126,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.SubmitFeedbackRequest, context: Any
     ) -> router_pb2.SubmitFeedbackResponse:
         """See router.proto. Another tenant's request is not found."""
-        feedback = translate.feedback_of(request).checked()
+        feedback = translate.feedback_of(request).checked().redacted()
         record = await self._find(request.request_id)
         tenant = current_call.get().tenant
         if tenant and tenant != record.tenant:
@@ -153,4 +164,4 @@ def _error_message(error: MeshError) -> router_pb2.StreamCompleteResponse:
 
 def _refusal(refused: UpstreamRefused) -> MeshError:
     """The model server found fault with the request; what it said is for the client."""
-    return MeshError("INVALID_FIELD", f"the model server refused the request: {translate.refusal_text(refused)}")
+    return MeshError("INVALID_FIELD", f"the model server refused the request: {refusal_text(refused)}")

@@ -18,4 +18,10 @@ class RouterSettings(ServerSettings):
     skills_poll_s: float = Field(default=1.0, gt=0)
     explore: float = Field(default=0.02, ge=0, le=0.5)
     """Share of requests for `auto` that try the runner-up, where that costs little."""
+    nominate: float = Field(default=0.01, ge=0, le=1)
+    """Share of all other answers that the Arbiter is asked to look at."""
+    conversation_retention_s: int = Field(default=24 * 3600, gt=0)
+    """How long what was said is kept, redacted, so that feedback on it can be learnt from."""
+    conversations: int = Field(default=20_000, gt=0)
+    """How many conversations are kept at the most."""
     upstream_connections: int = Field(default=1024, gt=0)

@@ -4,7 +4,7 @@ The bytes of every event are kept as they came. See the HTML standard, section 9
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import orjson
 
 _END_OF_EVENT: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 MAX_EVENT_BYTES: Final = 1 << 20
+TEXT_BYTES_KEPT: Final = 1 << 18
 DONE: Final = b"[DONE]"
 
 
@@ -53,6 +54,8 @@ class ChatStream:
     usage: dict[str, Any] | None = None
     text_bytes: int = 0
     finish_reason: str = ""
+    texts: list[str] = field(default_factory=list)
+    """What the first choice said, piece by piece; whole only up to TEXT_BYTES_KEPT."""
     _open: set[int] = field(default_factory=set)
     _finished: set[int] = field(default_factory=set)
 
@@ -110,6 +113,8 @@ class ChatStream:
         delta = choice.get("delta")
         content = delta.get("content") if isinstance(delta, dict) else None
         if isinstance(content, str):
+            if index == 0 and self.text_bytes < TEXT_BYTES_KEPT:
+                self.texts.append(content)
             self.text_bytes += len(content)
         elif isinstance(delta, dict) and delta.get("tool_calls"):
             self.text_bytes += len(str(delta["tool_calls"])) // 2
@@ -126,6 +131,14 @@ def delta_text(chunk: dict[str, Any]) -> str:
         return ""
     delta = choices[0].get("delta")
     return text_of(delta.get("content")) if isinstance(delta, dict) else ""
+
+
+def first_text(answer: Mapping[str, Any]) -> str:
+    """The text of the first choice of a whole answer."""
+    choices = answer.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    return text_of(message.get("content")) if isinstance(message, dict) else ""
 
 
 def is_usage_only(chunk: dict[str, Any]) -> bool:

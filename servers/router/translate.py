@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -18,10 +18,10 @@ from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.openai_request import check_hints
-from hivemind.servers.router.records import Call, Candidate, Record, Tokens
+from hivemind.servers.router.records import Call, Candidate, Judged, Record, Tokens
 from hivemind.servers.router.request import Body, Hints, Request
-from hivemind.servers.router.sse import error_text, text_of
-from hivemind.servers.router.work import UpstreamRefused
+from hivemind.servers.router.sse import first_text, text_of
+from hivemind.servers.router.work import Work
 from hivemind.v1 import common_pb2, router_pb2
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
@@ -59,23 +59,22 @@ def request_of(
         traceparent=call.traceparent,
         tracestate=call.tracestate,
         policy=call.policy,
+        refine=message.refine,
     )
 
 
-def response_of(record: Record, parsed: dict[str, Any]) -> router_pb2.CompleteResponse:
+def response_of(work: Work, parsed: dict[str, Any]) -> router_pb2.CompleteResponse:
     """The answer of a plain completion."""
     choices = parsed["choices"]
     choice = choices[0] if choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message")
-    text = text_of(message.get("content")) if isinstance(message, dict) else ""
-    response = _response(record, text_of(parsed.get("model")), text)
+    response = _response(work, text_of(parsed.get("model")), first_text(parsed))
     response.finish_reason = text_of(choice.get("finish_reason"))
     return response
 
 
 def streamed_response_of(stream: OpenStream, text: str) -> router_pb2.CompleteResponse:
     """The end of a streamed completion: all that a plain one would have answered."""
-    response = _response(stream.work.record, stream.chat.model, text)
+    response = _response(stream.work, stream.chat.model, text)
     response.finish_reason = stream.chat.finish_reason
     return response
 
@@ -101,6 +100,8 @@ def models_of(fleet: Fleet) -> router_pb2.ListModelsResponse:
     answer.models[0].note = "chooses among " + ", ".join(m.alias for m in auto)
     for model in fleet.catalogue.models.values():
         answer.models.append(_model(fleet, model))
+    for model in fleet.catalogue.models.values():
+        answer.models.extend(_with_adapters(fleet, model))
     for alias in EVERY_ALIAS:
         if alias not in fleet.catalogue.models:
             note = f"add [models.{alias}] to hivemind.toml"
@@ -128,6 +129,8 @@ def record_of(record: Record, opinions: Sequence[Feedback]) -> router_pb2.Reques
         trace_id=record.trace_id,
         policy=record.policy,
         feedback=map(feedback_message, opinions),
+        nomination=record.nomination,
+        judgements=map(_judgement, record.judged),
     )
     if record.shadow is not None:
         message.shadow.CopyFrom(router_pb2.ShadowDecision(**asdict(record.shadow)))
@@ -158,15 +161,6 @@ def page_size(asked: int) -> int:
     return min(asked or _PAGE_DEFAULT, _PAGE_MAX)
 
 
-def refusal_text(refused: UpstreamRefused) -> str:
-    """What a model server said about a request that it refused."""
-    try:
-        body = orjson.loads(refused.body)
-    except orjson.JSONDecodeError:
-        return f"status {refused.status}"
-    return error_text(body) if isinstance(body, dict) else f"status {refused.status}"
-
-
 def _check(message: router_pb2.CompleteRequest) -> None:
     for i, turn in enumerate(message.messages):
         if turn.role not in _ROLES:
@@ -179,8 +173,6 @@ def _check(message: router_pb2.CompleteRequest) -> None:
         raise invalid_field("top_p", "must be a number above 0 and at most 1")
     if len(message.stop) > _STOPS_MAX:
         raise invalid_field("stop", f"must hold at most {_STOPS_MAX} texts")
-    if message.refine:
-        raise invalid_field("refine", "refinement is not built yet in this version", reason="HINTS_NOT_MET")
 
 
 def _messages(message: router_pb2.CompleteRequest) -> list[dict[str, str]]:
@@ -220,7 +212,8 @@ def _hints(message: common_pb2.Hints) -> Hints:
     return check_hints(hints, "hints.")
 
 
-def _response(record: Record, model: str, text: str) -> router_pb2.CompleteResponse:
+def _response(work: Work, model: str, text: str) -> router_pb2.CompleteResponse:
+    record, refined = work.record, work.refined
     return router_pb2.CompleteResponse(
         request_id=record.request_id,
         message=common_pb2.ChatMessage(role="assistant", content=text),
@@ -233,6 +226,8 @@ def _response(record: Record, model: str, text: str) -> router_pb2.CompleteRespo
         latency=_duration(record.latency_s),
         reason=record.reason,
         degraded=record.degraded,
+        refined_answer=refined.answer if refined is not None else "",
+        platinum_id=refined.platinum_id if refined is not None else "",
     )
 
 
@@ -254,6 +249,17 @@ def _model(fleet: Fleet, model: Model) -> router_pb2.Model:
         note=failing[0].last_error if failing else "",
         endpoints=len(model.endpoints),
     )
+
+
+def _with_adapters(fleet: Fleet, model: Model) -> Iterator[router_pb2.Model]:
+    """The model with each adapter of its role."""
+    role = fleet.adapters.role(model.role)
+    if role is None:
+        return
+    for adapter in role.registered:
+        message = _model(fleet, model)
+        message.id, message.note = f"{model.alias}:{adapter}", role.standing(adapter)
+        yield message
 
 
 def _decision(record: Record) -> common_pb2.RoutingDecision:
@@ -280,6 +286,12 @@ def _candidate(candidate: Candidate) -> common_pb2.Candidate:
     if candidate.latency_s is not None:
         message.latency.CopyFrom(_duration(candidate.latency_s))
     return message
+
+
+def _judgement(judged: Judged) -> router_pb2.Judgement:
+    return router_pb2.Judgement(
+        alias=judged.alias, points=judged.points, points_against_others=judged.against_others, score=judged.score
+    )
 
 
 def _call(call: Call) -> router_pb2.ModelCall:

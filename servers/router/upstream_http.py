@@ -112,7 +112,7 @@ class HttpUpstream:
         try:
             async with asyncio.timeout(connect_s):
                 _, connection = await self._loop.create_connection(
-                    _Connection, parts.hostname or "", port, ssl=self._tls if secure else None
+                    lambda: _Connection(self._loop), parts.hostname or "", port, ssl=self._tls if secure else None
                 )
         except TimeoutError as error:
             message = "the model server did not accept a connection in time"
@@ -150,7 +150,9 @@ class HttpResponse:
 
     async def read(self, limit: int, *, within_s: float) -> bytes:
         """See ports.UpstreamResponse."""
-        timer = asyncio.get_running_loop().call_later(within_s, self.fail, UpstreamError("timeout", _LATE))
+        if self._connection.complete:
+            return await self._read(limit)
+        timer = self._connection.loop.call_later(within_s, self.fail, UpstreamError("timeout", _LATE))
         try:
             return await self._read(limit)
         finally:
@@ -191,7 +193,8 @@ class _Stale(Exception):
 class _Connection(asyncio.Protocol):
     """One connection; one exchange at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.status = 0
         self.headers: dict[str, str] = {}
         self.idle_since = 0.0
@@ -201,7 +204,7 @@ class _Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._size = 0
         self._header_bytes = 0
-        self._head = self._complete = self._keep = self._paused = False
+        self._head = self.complete = self._keep = self._paused = False
         self._error: Exception | None = None
         self._failed: Exception | None = None
         self._closed = False
@@ -210,13 +213,13 @@ class _Connection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether another exchange may follow."""
-        return self._complete and self._keep and not self._closed
+        return self.complete and self._keep and not self._closed
 
     async def send(self, request: bytes) -> None:
         """Sends a request and waits for the headers; _Stale if the connection ends before them."""
         self._parser = httptools.HttpResponseParser(self)
         self.headers = {}
-        self._head = self._complete = self._keep = self._by_length = False
+        self._head = self.complete = self._keep = self._by_length = False
         self._error = self._failed = None
         self._header_bytes = 0
         self._pieces.clear()
@@ -233,7 +236,7 @@ class _Connection(asyncio.Protocol):
         while self._failed is not None or not self._pieces:
             if self._failed is not None or self._error is not None:
                 raise self._failed or self._error or UpstreamError("truncated", _BROKEN)
-            if self._complete:
+            if self.complete:
                 return b""
             if self._closed:
                 raise UpstreamError("truncated", _BROKEN)
@@ -257,7 +260,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     async def _news(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -273,7 +276,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        if self._parser is None or self._complete:
+        if self._parser is None or self.complete:
             self.close()  # an answer that nobody asked for
             return
         try:
@@ -294,8 +297,8 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio.Protocol. An answer without a length ends with its connection."""
         self._closed = True
-        if self._head and not self._complete and not self._by_length and error is None:
-            self._complete = True
+        if self._head and not self.complete and not self._by_length and error is None:
+            self.complete = True
         self._wake()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -321,7 +324,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """See httptools."""
         if self.status >= 200:
-            self._complete = True
+            self.complete = True
             self._keep = self._parser.should_keep_alive()
 
 

@@ -1,0 +1,60 @@
+"""Turns nominations into candidates with their conversations, and hands them to the Arbiter."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import orjson
+import structlog
+
+from hivemind.servers.common.errors import MeshError
+from hivemind.servers.router.conversation import Conversation
+from hivemind.servers.router.nomination import Nomination
+from hivemind.servers.router.outbox import Letter
+
+_log = structlog.get_logger()
+
+_REFUSED: Final = frozenset({"INVALID_FIELD", "MISSING_FIELD", "MALFORMED_REQUEST", "REQUEST_TOO_LARGE"})
+
+
+class Conversations(Protocol):
+    """Where conversations are kept."""
+
+    async def conversation(self, request_id: str) -> Conversation | None:
+        """One conversation, None if it is not kept (any more)."""
+
+
+class CandidateSink(Protocol):
+    """The Arbiter's queue."""
+
+    async def submit(self, candidates: Sequence[tuple[Nomination, Conversation]]) -> None:
+        """Hands candidates over; MeshError if it cannot take them."""
+
+
+class Nominations:
+    """Delivers nominations. `on_lost` counts those whose conversation was gone."""
+
+    def __init__(self, conversations: Conversations, sink: CandidateSink, *, on_lost: Callable[[int], None]) -> None:
+        self._conversations, self._sink, self._on_lost = conversations, sink, on_lost
+
+    async def deliver(self, letters: Sequence[Letter]) -> None:
+        """Hands them over; MeshError if the Arbiter or the store is away."""
+        nominations = [Nomination(**orjson.loads(letter.text)) for letter in letters]
+        found = [(n, await self._conversations.conversation(n.request_id)) for n in nominations]
+        candidates = [(nomination, talk) for nomination, talk in found if talk is not None]
+        await self._submit(candidates)
+        if len(candidates) < len(letters):
+            self._on_lost(len(letters) - len(candidates))
+
+    async def _submit(self, candidates: Sequence[tuple[Nomination, Conversation]]) -> None:
+        """One by one where the Arbiter finds fault with a batch: one bad candidate does not hold up the rest."""
+        try:
+            if candidates:
+                await self._sink.submit(candidates)
+        except MeshError as error:
+            if error.reason not in _REFUSED:
+                raise
+            if len(candidates) == 1:
+                _log.warning("candidate_refused", request_id=candidates[0][0].request_id, reason=error.reason)
+                return
+            for candidate in candidates:
+                await self._submit([candidate])
