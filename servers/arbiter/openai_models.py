@@ -11,7 +11,7 @@ from hivemind.servers.arbiter.verdict import Schema
 from hivemind.servers.common.catalogue import Endpoint, Model
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, Timeout
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 """A body longer than this is left unread."""
@@ -25,11 +25,7 @@ class OpenAIModels:
     """Implements ports.ChatModels. Each endpoint is tried twice at most, and only while nothing was bought."""
 
     def __init__(self, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        import httpx2  # what openai sends with; its errors while a body is read come through
-        import openai
-
-        self._openai, self._sleep = openai, sleep
-        self._broken_off = (httpx2.HTTPError, httpx2.StreamError)
+        self._sleep = sleep
         self._clients: dict[tuple[str, str | None], AsyncOpenAI] = {}
 
     async def ask(
@@ -46,6 +42,7 @@ class OpenAIModels:
             "messages": list(messages),
             "max_tokens": max_tokens,
             "temperature": 0.0,
+            "extra_headers": {"Accept-Encoding": "identity"},  # a small packed body could be a large one
             "response_format": {
                 "type": "json_schema",
                 "json_schema": {"name": schema.name, "strict": True, "schema": dict(schema.schema)},
@@ -77,34 +74,50 @@ class OpenAIModels:
         raise failed or ModelCallFailed(f"{model.alias} has no endpoint", may_have_cost=False)
 
     async def _call(self, model: Model, endpoint: Endpoint, fields: Mapping[str, Any]) -> ModelReply:
-        openai, who = self._openai, f"{model.alias} ({endpoint.host})"
-        call = self._client(endpoint, model).chat.completions.with_streaming_response.create
+        who = f"{model.alias} ({endpoint.host})"
+        client = await self._client(endpoint, model)
+        import httpx2  # what openai sends with; its errors while a body is read come through
+        import openai
+
+        call = client.chat.completions.with_streaming_response.create
         try:
             async with call(model=endpoint.model, **fields) as response:
                 body = await _read(response.iter_bytes(65_536), who)
-        except openai.APITimeoutError as error:
-            raise ModelCallFailed(f"{who} did not answer in time", may_have_cost=True) from error
         except openai.APIStatusError as error:
             told = f"{who} answered with status {error.status_code}"
             if error.status_code in _PASSING:
                 raise _Passing(told) from error
             raise ModelCallFailed(told, may_have_cost=False) from error
         except openai.APIConnectionError as error:
-            raise _Passing(f"{who} cannot be reached") from error
-        except self._broken_off as error:
+            if isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout):
+                raise _Passing(f"{who} cannot be reached") from error
+            raise ModelCallFailed(f"{who} did not answer", may_have_cost=True) from error
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise ModelCallFailed(f"{who} broke off its answer", may_have_cost=True) from error
         return reply_of(body, who)
 
-    def _client(self, endpoint: Endpoint, model: Model) -> "AsyncOpenAI":
+    async def _client(self, endpoint: Endpoint, model: Model) -> "AsyncOpenAI":
         key = (endpoint.base_url, endpoint.api_key)
-        client = self._clients.get(key)
-        if client is None:
-            http = self._openai.DefaultAsyncHttpxClient(follow_redirects=False)
-            client = self._clients[key] = self._openai.AsyncOpenAI(
-                base_url=endpoint.base_url, api_key=endpoint.api_key or "none", max_retries=0, http_client=http
-            )
-        times = model.timeouts
-        return client.with_options(timeout=self._openai.Timeout(times.total_s, connect=times.connect_s))
+        if key not in self._clients:
+            # in a thread: the import and the certificates take a second, which streams of this server cannot spare
+            made = await asyncio.to_thread(_made, endpoint)
+            self._clients.setdefault(key, made)
+        return self._clients[key].with_options(timeout=_times(model))
+
+
+def _made(endpoint: Endpoint) -> "AsyncOpenAI":
+    import openai
+
+    http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+    return openai.AsyncOpenAI(
+        base_url=endpoint.base_url, api_key=endpoint.api_key or "none", max_retries=0, http_client=http
+    )
+
+
+def _times(model: Model) -> "Timeout":
+    import openai
+
+    return openai.Timeout(model.timeouts.total_s, connect=model.timeouts.connect_s)
 
 
 class _Passing(Exception):

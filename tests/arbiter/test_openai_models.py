@@ -25,7 +25,11 @@ async def broken_off(call: Call) -> None:
     call.hang_up()
 
 
-MORE = {"redirects": redirects, "broken_off": broken_off, "o_400": status(400)}
+async def hangs_up(call: Call) -> None:
+    raise ConnectionError("before the first byte")
+
+
+MORE = {"hangs_up": hangs_up, "redirects": redirects, "broken_off": broken_off, "o_400": status(400)}
 MORE["o_500_once"] = first_failing(status(500), ORACLE_SCRIPTS["o_good"], 1)
 
 
@@ -85,6 +89,7 @@ async def test_what_may_pass_is_tried_twice_and_then_at_the_next_endpoint(rig: R
         ("o_ten_megabytes", "more than 1048576 bytes", True, False),
         ("broken_off", "broke off", True, True),
         ("redirects", "status 307", False, True),
+        ("hangs_up", "did not answer", True, True),
     ],
 )
 async def test_what_will_not_pass_is_tried_once(
