@@ -15,7 +15,7 @@ from hivemind.servers.common.tokens import prompt_size
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.request import Body
 from hivemind.servers.router.roles import Message, Prompt, Reply, RoleFailed
-from hivemind.servers.router.selector import Decision, Option, inner_cost, inner_tokens
+from hivemind.servers.router.selector import INNER_TOKENS, Decision, Option, inner_cost, inner_tokens
 from hivemind.servers.router.sse import delta_text, first_text, text_of
 from hivemind.servers.router.work import Answer, BrokenOff, UpstreamRefused, Work, refusal_text
 
@@ -167,7 +167,7 @@ class StrategyCaller:
             return 0
         answer = part.request.max_tokens or model.max_output_tokens
         upper = model.cost_micros(part.request.prompt.upper, answer) + 1
-        return upper if self._is_cascade else min(upper, inner_cost(self._work.request, model))
+        return upper if self._is_cascade else min(upper, inner_cost(self._work.request, model, tokens=answer))
 
     @property
     def _is_cascade(self) -> bool:
@@ -182,7 +182,7 @@ class StrategyCaller:
             body["logprobs"] = True
             limit, size = request.max_tokens, request.prompt  # the prompt is the client's; the fields count for nothing
         else:
-            limit, size = inner_tokens(request), None
+            limit, size = INNER_TOKENS if "response_format" in fields else inner_tokens(request), None
             body["max_tokens"] = limit
         raw = orjson.dumps(body | dict(fields))
         called = replace(
