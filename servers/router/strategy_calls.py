@@ -112,27 +112,8 @@ class StrategyCaller:
         part = self._part(role, messages, prompt, _STREAMED)
         with self._committed_to(model, part):
             stream = await self._completions.open_piece(self._work, part, model)
-            text = await self._relay(stream, self._audience)
+            text = await relayed(stream, self._audience)
         return _reply(text, model.alias, stream.chat.finish_reason)
-
-    async def _relay(self, stream: "OpenStream", audience: Audience) -> str:
-        """Hands the words on as they come; blank ones wait for the first that is not, lest the answer be blank."""
-        outcome, said, heard = "CANCELLED", list[str](), 0
-        try:
-            async for batch in stream.batches():
-                said += [words for _, parsed in batch if parsed and (words := delta_text(parsed))]
-                if heard < len(said) and (heard or "".join(said).strip()):
-                    new, heard = said[heard:], len(said)
-                    await audience.hear([Delta(words, stream.chat.model) for words in new])
-            outcome = "OK"
-        except MeshError as error:
-            outcome = error.reason
-            if heard:
-                raise BrokenOff(error.reason, error.message) from error
-            raise
-        finally:
-            await stream.close(outcome)
-        return "".join(said)
 
     @contextmanager
     def _committed_to(self, model: Model, part: Work) -> Iterator[None]:
@@ -233,6 +214,26 @@ class StrategyStream:
                     "INVALID_FIELD", f"the model server refused the request: {refusal_text(error)}"
                 ) from error
             raise
+
+
+async def relayed(stream: "OpenStream", audience: Audience) -> str:
+    """Hands the words on as they come; blank ones wait for the first that is not, lest the answer be blank."""
+    outcome, said, heard = "CANCELLED", list[str](), 0
+    try:
+        async for batch in stream.batches():
+            said += [words for _, parsed in batch if parsed and (words := delta_text(parsed))]
+            if heard < len(said) and (heard or "".join(said).strip()):
+                new, heard = said[heard:], len(said)
+                await audience.hear([Delta(words, stream.chat.model) for words in new])
+        outcome = "OK"
+    except MeshError as error:
+        outcome = error.reason
+        if heard:
+            raise BrokenOff(error.reason, error.message) from error
+        raise
+    finally:
+        await stream.close(outcome)
+    return "".join(said)
 
 
 def completion_id(work: Work) -> str:

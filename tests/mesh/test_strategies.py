@@ -26,9 +26,11 @@ def ask(client: httpx.Client, model: str, strategy: str, **fields: Any) -> httpx
 
 
 def record_of(client: httpx.Client, request_id: str) -> dict[str, Any]:
-    answer = client.get(f"/api/requests/{request_id}")
-    assert answer.status_code == 200, answer.text
-    record: dict[str, Any] = answer.json()
+    def found() -> httpx.Response | None:
+        answer = client.get(f"/api/requests/{request_id}")
+        return None if answer.status_code == 503 else answer  # Envoy has not found this door of the Router yet
+
+    record: dict[str, Any] = until(found, what="the Router answers").json()
     return record
 
 
