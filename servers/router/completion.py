@@ -30,7 +30,7 @@ from hivemind.servers.router.roles import RoleFailed
 from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
 from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, first_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
-from hivemind.servers.router.strategy_calls import Audience, StrategyCaller, StrategyStream, composed
+from hivemind.servers.router.strategy_calls import Audience, StrategyCaller, StrategyStream, composed, relayed
 from hivemind.servers.router.work import Answer, BrokenOff, UpstreamRefused, Work
 
 PATH: Final = "/chat/completions"
@@ -169,8 +169,15 @@ class Completions:
                     raise
                 raise MeshError("UPSTREAM_FAILED", why) from error
             work.record.degraded.append(f"{why}; one call answered instead")
-            single: Answer = await self._first_that_answers(work, singles, self._plain_call)
-            return single
+            return await self._by_one_call(work, singles, audience)
+
+    async def _by_one_call(self, work: Work, singles: Sequence[Option], audience: Audience | None) -> Answer:
+        if audience is None:
+            answer: Answer = await self._first_that_answers(work, singles, self._plain_call)
+            return answer
+        stream: OpenStream = await self._first_that_answers(work, singles, self._open_stream)
+        text = await relayed(stream, audience)
+        return composed(work, text, stream.chat.model, stream.chat.finish_reason)
 
     async def _run_strategy(self, work: Work, option: Option, audience: Audience | None) -> Answer:
         caller = StrategyCaller(self, work, option, audience)
@@ -222,10 +229,7 @@ class Completions:
     def _add_piece(self, part: Work, model: Model, entry: Call, tokens: Tokens) -> None:
         record, first = part.record, not part.record.usage.prompt
         entry.usage, entry.cost_micros = tokens, model.cost_micros(tokens.prompt, tokens.completion)
-        usage = record.usage
-        record.usage = Tokens(
-            usage.prompt + tokens.prompt, usage.completion + tokens.completion, usage.estimated or tokens.estimated
-        )
+        record.usage += tokens
         record.cost_micros += entry.cost_micros
         master = self.fleet.catalogue.get(MASTER)
         saved_against = 0
@@ -519,7 +523,8 @@ class Completions:
         model, record, request = option.model, work.record, work.request
         call.usage, call.cost_micros = tokens, model.cost_micros(tokens.prompt, tokens.completion)
         work.hold.settle(call.cost_micros)
-        record.usage, record.cost_micros = tokens, call.cost_micros
+        record.usage += tokens  # a strategy that failed before may have spent something
+        record.cost_micros += call.cost_micros
         master = self.fleet.catalogue.get(MASTER)
         if master is not None:
             record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
@@ -533,7 +538,9 @@ class Completions:
             record.chosen_model = model.alias
 
     def fail(self, work: Work, error: BaseException) -> None:
-        """Accounts for a request that ends without an answer."""
+        """Accounts for a request that ends without an answer, unless that is done."""
+        if work.ended:
+            return
         outcome = _outcome_of(error)
         if outcome in ("CANCELLED", "DEADLINE_PASSED") and work.option is not None and work.record.calls:
             # the model server has read the prompt and will ask for its price

@@ -12,6 +12,9 @@ class Tokens:
     completion: int = 0
     estimated: bool = False
 
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.completion + other.completion, self.estimated or other.estimated)
+
 
 @dataclass(slots=True)
 class Call:

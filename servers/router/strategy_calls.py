@@ -15,7 +15,7 @@ from hivemind.servers.common.tokens import prompt_size
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.request import Body
 from hivemind.servers.router.roles import Message, Prompt, Reply, RoleFailed
-from hivemind.servers.router.selector import Decision, Option, inner_cost, inner_tokens
+from hivemind.servers.router.selector import INNER_TOKENS, Decision, Option, inner_cost, inner_tokens
 from hivemind.servers.router.sse import delta_text, first_text, text_of
 from hivemind.servers.router.work import Answer, BrokenOff, UpstreamRefused, Work, refusal_text
 
@@ -112,27 +112,8 @@ class StrategyCaller:
         part = self._part(role, messages, prompt, _STREAMED)
         with self._committed_to(model, part):
             stream = await self._completions.open_piece(self._work, part, model)
-            text = await self._relay(stream, self._audience)
+            text = await relayed(stream, self._audience)
         return _reply(text, model.alias, stream.chat.finish_reason)
-
-    async def _relay(self, stream: "OpenStream", audience: Audience) -> str:
-        """Hands the words on as they come; blank ones wait for the first that is not, lest the answer be blank."""
-        outcome, said, heard = "CANCELLED", list[str](), 0
-        try:
-            async for batch in stream.batches():
-                said += [words for _, parsed in batch if parsed and (words := delta_text(parsed))]
-                if heard < len(said) and (heard or "".join(said).strip()):
-                    new, heard = said[heard:], len(said)
-                    await audience.hear([Delta(words, stream.chat.model) for words in new])
-            outcome = "OK"
-        except MeshError as error:
-            outcome = error.reason
-            if heard:
-                raise BrokenOff(error.reason, error.message) from error
-            raise
-        finally:
-            await stream.close(outcome)
-        return "".join(said)
 
     @contextmanager
     def _committed_to(self, model: Model, part: Work) -> Iterator[None]:
@@ -167,7 +148,7 @@ class StrategyCaller:
             return 0
         answer = part.request.max_tokens or model.max_output_tokens
         upper = model.cost_micros(part.request.prompt.upper, answer) + 1
-        return upper if self._is_cascade else min(upper, inner_cost(self._work.request, model))
+        return upper if self._is_cascade else min(upper, inner_cost(self._work.request, model, tokens=answer))
 
     @property
     def _is_cascade(self) -> bool:
@@ -182,7 +163,7 @@ class StrategyCaller:
             body["logprobs"] = True
             limit, size = request.max_tokens, request.prompt  # the prompt is the client's; the fields count for nothing
         else:
-            limit, size = inner_tokens(request), None
+            limit, size = INNER_TOKENS if "response_format" in fields else inner_tokens(request), None
             body["max_tokens"] = limit
         raw = orjson.dumps(body | dict(fields))
         called = replace(
@@ -233,6 +214,26 @@ class StrategyStream:
                     "INVALID_FIELD", f"the model server refused the request: {refusal_text(error)}"
                 ) from error
             raise
+
+
+async def relayed(stream: "OpenStream", audience: Audience) -> str:
+    """Hands the words on as they come; blank ones wait for the first that is not, lest the answer be blank."""
+    outcome, said, heard = "CANCELLED", list[str](), 0
+    try:
+        async for batch in stream.batches():
+            said += [words for _, parsed in batch if parsed and (words := delta_text(parsed))]
+            if heard < len(said) and (heard or "".join(said).strip()):
+                new, heard = said[heard:], len(said)
+                await audience.hear([Delta(words, stream.chat.model) for words in new])
+        outcome = "OK"
+    except MeshError as error:
+        outcome = error.reason
+        if heard:
+            raise BrokenOff(error.reason, error.message) from error
+        raise
+    finally:
+        await stream.close(outcome)
+    return "".join(said)
 
 
 def completion_id(work: Work) -> str:

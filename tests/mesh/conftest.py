@@ -39,6 +39,10 @@ def catalogue(upstream: Upstream) -> str:
     tables["patient_panel_hangs_mid"] = [(upstream.base_url, "panel_hangs_mid")]
     for name, failing in (("500", "error_500"), ("503", "error_503"), ("hang", "hang"), ("429", "rate_limited")):
         tables[f"rescued_{name}"] = [(upstream.base_url, failing), (upstream.base_url, "ok")]
+    for name, failing in (("500", "error_500"), ("hang", "hang"), ("429", "rate_limited")):
+        tables[f"panel_rescued_{name}"] = [(upstream.base_url, failing), (upstream.base_url, "panel")]
+    tables["panel_rescued_refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok"), (upstream.base_url, "panel")]
+    tables["hang_both"] = [(upstream.base_url, "hang"), (upstream.base_url, "hang")]
     tables["rescued_refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok"), (upstream.base_url, "ok")]
     text = []
     for alias, endpoints in tables.items():

@@ -296,7 +296,8 @@ async def longer_wins(call: Call) -> None:
     """A Judge that prefers the longer answer."""
     first, second = quoted(call)
     winner = "TIE" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
-    await call.json(answer_of(json.dumps({"winner": winner, "reason": "it says more"})))
+    scores = {"score_a": 0.9 if winner == "A" else 0.4, "score_b": 0.9 if winner == "B" else 0.4}
+    await call.json(answer_of(json.dumps({"winner": winner, "reason": "it says more", **scores})))
 
 
 def quoted(call: Call) -> list[str]:
@@ -343,6 +344,30 @@ def panel(third: Script | None = None, **roles: Script) -> Script:
     return script
 
 
+async def always_a(call: Call) -> None:
+    """A Judge that prefers what stands first: each of its comparisons flips."""
+    await call.json(answer_of('{"winner": "A", "reason": "it comes first", "score_a": 0.9, "score_b": 0.1}'))
+
+
+def flips_at_first(verdicts: int) -> Script:
+    """A Judge that is fair after so many verdicts."""
+
+    async def script(call: Call) -> None:
+        turns = call.server.turns
+        turn = turns["judge"] = turns.get("judge", 0) + 1
+        await (always_a if turn <= verdicts else longer_wins)(call)
+
+    return script
+
+
+async def only_plain(call: Call) -> None:
+    """Says nothing where it is told how to answer, as proposers are."""
+    if "Be correct first" in str(call.data["messages"][-1]["content"]):
+        await null_content(call)
+    else:
+        await ok(call)
+
+
 async def wrong(call: Call) -> None:
     await say(call, "Answer: 41")
 
@@ -376,6 +401,8 @@ SCRIPTS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "rate_limited": status(429), "error_500": status(500), "error_503": status(503),
     "long_retry": status(429, Retry_After="60"), "panel": panel(), "panel_refuses": panel(status(400)),
     "panel_hangs": panel(hang), "panel_wrong": panel(wrong),
+    "panel_truncated": panel(truncated), "panel_html": panel(html), "panel_empty": panel(empty_choices),
+    "panel_null": panel(null_content), "judge_flips": panel(judge=flips_at_first(24)), "only_plain": only_plain,
     "panel_breaks": panel(merge=breaks, join=breaks), "panel_mute": panel(merge=status(500), join=status(500)),
     "panel_hangs_mid": panel(merge=hang_mid, join=hang_mid), "sure": sure(0.95), "unsure": sure(0.3),
     "first_429": first(status(429, Retry_After="1")), "first_500": first(status(500)), "first_503": first(status(503)),
