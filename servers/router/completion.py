@@ -467,6 +467,7 @@ class Completions:
         self.fleet.breaker(model.alias, endpoint).succeed()
         entry.latency_s = self.clock() - called
         entry.model = text_of(parsed.get("model")) or entry.model
+        entry.adapter = response.header("X-Adapter-Id") or entry.adapter
         return raw, parsed
 
     async def _open_stream(
@@ -492,6 +493,7 @@ class Completions:
         except BaseException:
             _close(response)
             raise
+        entry.adapter = response.header("X-Adapter-Id") or entry.adapter
         now = self.clock()
         entry.first_token_s = now - called
         work.record.first_token_s = now - work.request.arrived

@@ -344,6 +344,13 @@ def panel(third: Script | None = None, **roles: Script) -> Script:
     return script
 
 
+async def prefers_violet(call: Call) -> None:
+    """A Judge that prefers the answer with the word violet."""
+    first, second = ("violet" in text for text in quoted(call))
+    winner = "TIE" if first == second else "A" if first else "B"
+    await call.json(answer_of(json.dumps({"winner": winner, "reason": "it is violet"})))
+
+
 async def always_a(call: Call) -> None:
     """A Judge that prefers what stands first: each of its comparisons flips."""
     await call.json(answer_of('{"winner": "A", "reason": "it comes first", "score_a": 0.9, "score_b": 0.1}'))
@@ -403,6 +410,7 @@ SCRIPTS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "panel_hangs": panel(hang), "panel_wrong": panel(wrong),
     "panel_truncated": panel(truncated), "panel_html": panel(html), "panel_empty": panel(empty_choices),
     "panel_null": panel(null_content), "judge_flips": panel(judge=flips_at_first(24)), "only_plain": only_plain,
+    "prefers_violet": prefers_violet,
     "panel_breaks": panel(merge=breaks, join=breaks), "panel_mute": panel(merge=status(500), join=status(500)),
     "panel_hangs_mid": panel(merge=hang_mid, join=hang_mid), "sure": sure(0.95), "unsure": sure(0.3),
     "first_429": first(status(429, Retry_After="1")), "first_500": first(status(500)), "first_503": first(status(503)),
