@@ -36,6 +36,7 @@ def build(settings: ArbiterSettings) -> Mesh:
         registry=registry,
         run=(platinum.ledger.follow, platinum.watch_lag),
         missing=lambda: platinum.ledger.missing,
+        on_begin_drain=platinum.streams.end,
         on_stop=on_stop,
     )
 

@@ -131,6 +131,10 @@ class Shelf:
         found = None if sequence is None else self.read(sequence)
         return found if found is not None and found.id == name else None
 
+    def knows(self, name: str) -> bool:
+        """Whether a line has this id, forgotten or not."""
+        return is_line_id(name) and self._sequence_of(name) is not None
+
     def select(self, wanted: Selection, *, below: int, count: int) -> list[int]:
         """Sequences of examples, newest first: those smaller than `below`, at most `count`."""
         found: list[int] = []
