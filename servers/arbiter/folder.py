@@ -129,7 +129,8 @@ class LedgerFolder:
         if stat.st_size > active.size:
             self._disk.sync(active.handle.fd)  # its writer may have died before it did so
             with self.shelf.mutex:
-                self._extend(active, stat.st_size)
+                before = active.count
+                self.shelf.take_in(self._scan(active, stat.st_size), start=before)
         return None
 
     def _pay_debt(self) -> None:
@@ -157,12 +158,11 @@ class LedgerFolder:
             self._folder / ACTIVE, self._open_active(), floor=floor.sequence, floor_high=floor.high, head=floor.sha256
         )
         self._disk.sync(active.handle.fd)
+        tombstones = [segment.read(sequence) for segment in segments for sequence in markers(segment)]
+        tombstones += self._scan(active, os.fstat(active.handle.fd).st_size)
         with self.shelf.mutex:
             self.shelf.replace((*segments, active))
-            for segment in segments:
-                for sequence in markers(segment):
-                    self.shelf.apply_marker(segment.read(sequence))
-            self._extend(active, os.fstat(active.handle.fd).st_size)
+            self.shelf.take_in(tombstones, start=0)
         self._heed_head()
 
     def _closed(self, path: Path, known: dict[int, Segment], floor: Cursor) -> Segment:
@@ -192,14 +192,15 @@ class LedgerFolder:
             self._disk.replace(aside, path)
         return Handle(path, os.O_RDWR)
 
-    def _extend(self, active: Segment, size: int) -> None:
-        before = active.count
+    def _scan(self, active: Segment, size: int) -> list[bytes]:
+        """Notes the lines up to a size; answers the tombstones among them."""
+        tombstones = []
         for sequence, line in active.scan(self.shelf.names, until=size):
             if sequence:
-                self.shelf.apply_marker(line)
+                tombstones.append(line)
             else:
                 self._settle_tail(active, line)
-        self.shelf.remember_keys(before)
+        return tombstones
 
     def _settle_tail(self, active: Segment, rest: bytes) -> None:
         """A last line without newline: whole but for that (an editor took it) it is kept, else cut and reported."""
