@@ -362,7 +362,7 @@ def _not_by_itself(request: Request, option: Option, situation: Situation) -> st
     if option.strategy == SINGLE:
         return ""
     if option.strategy == "cascade":
-        return "a stream cannot take back what it has sent" if request.stream else ""
+        return "a stream would wait for the whole answer of the first model" if request.stream else ""
     if option.strategy == "clone_dispatch" and not request.hints.subtasks:
         return "no subtasks were named"
     wish = max(_dial(request, situation), request.hints.difficulty or 0.0)
