@@ -105,8 +105,8 @@ def left_out(data: Path, pair: str) -> LeftOut:
     own, other = (read(data, p, "train", features) for p in (pair, next(p for p in FILES if p != pair)))
     share = json.loads(_about())["pairs"][pair]["share"]
     asked, held = (held_out(own, other, f(own), linear_columns(features)) for f in (random_folds, whole_kinds))
-    slopes = calibration(asked.mixed(share), own.y)
-    return LeftOut(own, held, calibrated(held.mixed(share), slopes))
+    corrections = calibration(asked.mixed(share), own.y)
+    return LeftOut(own, held, calibrated(held.mixed(share), corrections))
 
 
 def with_feedback(part: LeftOut, groups: Sequence[str]) -> tuple[float, float, float]:

@@ -43,6 +43,8 @@ LEAF: Final = 10
 RIDGE: Final = 300.0
 OTHER_WEIGHT: Final = 0.2
 """Weight of the other pair's rows in the ridge regression."""
+BINS: Final = 10
+BIN_PRIOR: Final = 50.0
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 FOLDS: Final = 5
 SUBJECT_FOLDS: Final = 16
@@ -218,18 +220,16 @@ def whole_kinds(own: Recording) -> list[Whole]:
 
 
 def calibrate(p: Doubles, y: Doubles) -> Doubles:
-    """Platt's slope and intercept by Newton's method on fractional labels."""
-    q = np.clip(p, 0.01, 0.99)
-    x = np.column_stack([np.log(q / (1 - q)), np.ones(len(q))])
-    beta = np.array([1.0, 0.0])
-    for _ in range(25):
-        mu = 1 / (1 + np.exp(-x @ beta))
-        beta += np.linalg.solve(x.T @ (x * (mu * (1 - mu))[:, None]) + 1e-6 * np.eye(2), x.T @ (y - mu))
-    return beta
+    """A head's broken line, (2, BINS): mean prediction of each bin of equal size, and outcome minus prediction there.
+
+    Corrections shrink towards none as if BIN_PRIOR more predictions had been right on average.
+    """
+    bins = np.array_split(np.argsort(p, kind="stable"), BINS)
+    return np.array([[p[i].mean() for i in bins], [float(np.sum(y[i] - p[i])) / (len(i) + BIN_PRIOR) for i in bins]])
 
 
 def calibration(p: Doubles, y: Doubles) -> Doubles:
-    """Slope and intercept of both heads, (2, 2)."""
+    """The broken lines of both heads, (2, 2, BINS)."""
     return np.array([calibrate(p[:, head], y[:, head]) for head in (0, 1)])
 
 
@@ -243,11 +243,11 @@ def train(data: Path, out: Path) -> None:
     for pair, own in recordings.items():
         other = next(r for p, r in recordings.items() if p != pair)
         asked, left_out = (held_out(own, other, f(own), columns) for f in (random_folds, whole_kinds))
-        slopes = {s: calibration(asked.mixed(s), own.y) for s in SHARES}
-        worth = {s: _cross_validated(own, asked, left_out, s, slopes[s]) for s in SHARES}
+        corrections = {s: calibration(asked.mixed(s), own.y) for s in SHARES}
+        worth = {s: _cross_validated(own, asked, left_out, s, corrections[s]) for s in SHARES}
         share = max(SHARES, key=lambda s: worth[s]["questions"] + worth[s]["kinds"])
         final = fit(own, np.arange(len(own.y)), other, columns)
-        tensors |= {f"{pair}.{name}": tensor for name, tensor in _tensors(final, slopes[share]).items()}
+        tensors |= {f"{pair}.{name}": tensor for name, tensor in _tensors(final, corrections[share]).items()}
         about["pairs"][pair] = {
             "share": share, "seen": dict(Counter(own.domains)), "rows": len(own.y), "usual": usual_gain(own),
             "cross_validation": {str(s): w for s, w in worth.items()},
@@ -262,17 +262,17 @@ def train(data: Path, out: Path) -> None:
 
 
 def _cross_validated(
-    own: Recording, asked: HeldOut, left_out: HeldOut, share: float, slopes: Doubles
+    own: Recording, asked: HeldOut, left_out: HeldOut, share: float, corrections: Doubles
 ) -> dict[str, float]:
     worth: dict[str, float] = {}
     for name, held in (("questions", asked), ("kinds", left_out)):
-        score = held.need(calibrated(held.mixed(share), slopes))
+        score = held.need(calibrated(held.mixed(share), corrections))
         low, high = interval(score, own.y)
         worth |= {name: apgr(score, own.y), f"{name}_low": low, f"{name}_high": high}
     return worth
 
 
-def _tensors(final: Fit, slopes: Doubles) -> dict[str, NDArray[Any]]:
+def _tensors(final: Fit, corrections: Doubles) -> dict[str, NDArray[Any]]:
     trees = [e.tree_ for e in final.forest.estimators_]
     nodes = max(t.node_count for t in trees)
     shape = (len(trees), nodes)
@@ -287,7 +287,7 @@ def _tensors(final: Fit, slopes: Doubles) -> dict[str, NDArray[Any]]:
     return {
         "feature": feature, "threshold": threshold, "left": left, "right": right, "value": value,
         "columns": final.columns.astype(np.int32), "line": final.line.astype(np.float32),
-        "offset": final.offset.astype(np.float32), "calibration": slopes.astype(np.float32),
+        "offset": final.offset.astype(np.float32), "calibration": corrections.astype(np.float32),
     }  # fmt: skip
 
 

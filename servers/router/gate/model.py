@@ -1,8 +1,8 @@
 """The gate's model: two heads (the weak and the strong model of a pair) out of a forest and a line, calibrated.
 
 A forest of extremely randomised trees (Geurts et al. 2006) knows the questions that it has seen the like of; a ridge
-regression over the same features goes on where it has not. Their mean, weighted by cross-validation, is calibrated by
-Platt's method (1999). Where a domain had little training data (kappa pseudo-requests, Beta-binomial shrinkage) the
+regression over the same features goes on where it has not. Their mean, weighted by cross-validation, is calibrated by a
+broken line. Where a domain had little training data (kappa pseudo-requests, Beta-binomial shrinkage) the
 expected gain of the strong model moves towards FAR_GAIN, more where the other recordings saw the strong model gain more
 than usual, less where they saw less: unknown territory goes to the stronger model, the hard part of it first.
 """
@@ -31,6 +31,7 @@ KAPPA: Final = 50.0
 FAR_GAIN: Final = 0.4
 """What the strong model is taken to gain where nothing is known."""
 _CACHED: Final = 10_000
+_LEAST: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Forest:
 class PairModel:
     """What is known of a pair of models.
 
-    `share`: the forest's part; `calibration` (2, 2): slope, intercept a head; `usual`: mean gain of the strong model.
+    `share`: the forest's part; `calibration`: see calibrated(); `usual`: mean gain of the strong model.
     """
 
     forest: Forest
@@ -101,9 +102,12 @@ class PairModel:
 
 
 def calibrated(raw: NDArray[Any], calibration: NDArray[Any]) -> NDArray[Any]:
-    """Platt's correction of both heads: (..., 2) by slope and intercept a head, (2, 2)."""
-    p = np.clip(raw, 0.01, 0.99)
-    found: NDArray[Any] = 1 / (1 + np.exp(-(calibration[:, 0] * np.log(p / (1 - p)) + calibration[:, 1])))
+    """Both heads, (..., 2), each moved by what it was wrong by at about that value.
+
+    `calibration`: (heads, 2, points): values, ascending, and corrections there; linear between them.
+    """
+    moved = [raw[..., head] + np.interp(raw[..., head], *calibration[head]) for head in (0, 1)]
+    found: NDArray[Any] = np.clip(np.stack(moved, axis=-1), _LEAST, 1 - _LEAST)
     return found
 
 
