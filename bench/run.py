@@ -4,7 +4,11 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("run", "load", "mock_upstream"))
+NAMES = sorted(
+    p.stem
+    for p in Path(__file__).parent.glob("*.py")
+    if p.stem not in ("run", "load", "mock_upstream", "routing_targets")
+)
 
 
 def main() -> None:
