@@ -220,6 +220,25 @@ async def test_others_are_answered_while_an_adapter_is_being_loaded(
     assert (await streamed).text.endswith("data: [DONE]\n\n")
 
 
+async def test_steady_requests_for_the_base_do_not_keep_an_adapter_waiting_for_ever(engine: TestEngine) -> None:
+    await engine.generations.load(VIOLET)
+    turns = (await generation_of(engine)).turns
+    ended: list[str] = []
+
+    async def ask(name: str, model: str, tokens: int) -> None:
+        assert (await engine.chat(model=model, max_tokens=tokens, ignore_eos=True)).status_code == 200
+        ended.append(name)
+
+    first = asyncio.ensure_future(ask("first", "courier", 60))
+    await eventually(lambda: turns._running == 1, "the first is being answered")
+    violet = asyncio.ensure_future(ask("violet", VIOLET, 2))
+    await eventually(lambda: len(turns._queue) == 1, "the adapter waits, though a slot is free")
+    later = asyncio.ensure_future(ask("later", "courier", 20))
+    await asyncio.gather(first, violet, later)
+
+    assert ended == ["first", "violet", "later"]
+
+
 async def test_requests_without_a_break_see_no_failure_over_flips(engine: TestEngine) -> None:
     await engine.generations.load(None)
     loaded = asyncio.Event()
