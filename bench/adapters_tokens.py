@@ -50,8 +50,8 @@ def write_adapters(folder: Path, count: int) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
+    from hivemind.servers.common.courier import wheel_file
     from hivemind.servers.engine.base_model import read_base_model
-    from hivemind.servers.engine.model import wheel_file
 
     base = read_base_model(wheel_file())
     for number in range(1, count + 1):
