@@ -304,7 +304,8 @@ class Memory:
 def measure_start_and_stream(figures: Figures, folder: Path, redis_url: str, *, backlog: int, repetition: int) -> None:
     """One repetition: the server's start and memory, its stream, and the bare stream beside it."""
     with server(folder, redis_url) as (address, process, seconds):
-        note(figures, start_s=seconds, start_mib=process.memory_info().rss / 2**20)
+        cpu = process.cpu_times()
+        note(figures, start_s=seconds, start_cpu_s=cpu.user + cpu.system, start_mib=process.memory_info().rss / 2**20)
         group = f"bench-{repetition}"
         asyncio.run(consume(address, 1000, group=f"warm-{repetition}", acknowledge=True))
         with Memory(process) as memory:
@@ -364,6 +365,7 @@ ROWS = {
     "append_p50_ms": "- p50 of an append, ms",
     "append_p99_ms": "- p99, ms",
     "start_s": "server on the large ledger: start until ready, s",
+    "start_cpu_s": "- of that CPU time, s",
     "start_mib": "- resident memory then, MiB",
     "bare_per_s": "bare grpc.aio stream: messages a second",
     "stream_per_s": "platinum stream with acknowledgements: messages a second",
