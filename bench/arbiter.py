@@ -52,6 +52,8 @@ from hivemind.v1 import arbiter_pb2 as pb
 from hivemind.v1 import arbiter_pb2_grpc as rpc
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+"""Where the result goes, and what is measured lies meanwhile: on the checkout's disk."""
 WRITERS = 64
 ROTATE_BYTES = 256 << 20
 IN_FLIGHT, ACK_EVERY = 2048, 512
@@ -129,7 +131,7 @@ async def append_all(folder: Path, count: int) -> tuple[float, list[float]]:
 
 def measure_appends(figures: Figures, *, each: int, grouped: int) -> None:
     """One repetition of both."""
-    with tempfile.TemporaryDirectory(dir=HERE.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
         rate, took = sync_each(Path(folder), each)
         note(
             figures,
@@ -407,9 +409,7 @@ def report(figures: Figures, options: argparse.Namespace) -> None:
         "lines": options.lines, "backlog": options.backlog, "repetitions": figures, "median": medians,
         "ratios": {k: v for k, (v, _) in ratios.items()},
     }  # fmt: skip
-    file = HERE / "results" / "arbiter.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(document, indent=1) + "\n")
+    (RESULTS / "arbiter.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 def main(arguments: list[str]) -> None:
@@ -428,12 +428,13 @@ def main(arguments: list[str]) -> None:
         return
     options.lines = options.lines or (50_000 if options.quick else 1_000_000)
     options.backlog = options.backlog or (10_000 if options.quick else 100_000)
+    RESULTS.mkdir(exist_ok=True)
     configure_logs("bench", "ERROR")
     figures: Figures = {}
     for repetition in range(options.repeat):
         measure_appends(figures, each=500 if options.quick else 3000, grouped=3000 if options.quick else 30_000)
         print(f"appends {repetition + 1} of {options.repeat} done", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=HERE.parent) as folder, redis(Path(folder) / "redis") as redis_url:
+    with tempfile.TemporaryDirectory(dir=RESULTS) as folder, redis(Path(folder) / "redis") as redis_url:
         large = Path(folder) / "large"
         make_ledger(large, options.lines)
         for repetition in range(options.repeat):
