@@ -24,7 +24,8 @@ def test_another_endpoint_answers_each_inner_call(client: httpx.Client, strategy
     assert "orty-two" in answer.text or "42" in answer.text
     record = record_of(client, answer.headers["x-request-id"])
     assert record["outcome"] == "OK"
-    assert record["degraded"] == []
+    # whoever waits for the hanging endpoint may be cut off as a straggler, once enough have answered
+    assert [d for d in record["degraded"] if failing != "hang" or "too slow" not in d] == []
 
 
 @pytest.mark.parametrize("strategy", MANY)
