@@ -296,6 +296,7 @@ class Completions:
 
         decision = decide(request, states, situation(policy, explore), self._rng)
         record.policy, record.propensity = policy.name, decision.propensity
+        record.estimate = None if estimate is None else (estimate.weak, estimate.strong)
         if policy.shadow:
             try:
                 other = decide(request, states, situation(catalogue.policies[policy.shadow], 0.0))
