@@ -63,8 +63,8 @@ def judged_alias(record: Record) -> str:
 def expected_quality(record: Record) -> float | None:
     """What was expected of a single call of that alias; None where nothing was (a named model).
 
-    Of courier and master it is what the gate itself says: opinions correct its estimate, and to hold against it what they
-    have moved already would count half of them twice (`bench/routing` shows both).
+    Of courier and master it is what the gate itself says: opinions correct its estimate, and to hold against them what
+    they have moved already would count half of them twice (`bench/routing` shows both).
     """
     alias = judged_alias(record)
     own = dict(zip((COURIER, MASTER), record.estimate or (), strict=False))
