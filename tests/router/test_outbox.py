@@ -164,6 +164,4 @@ async def test_an_opinion_on_an_adapters_answer_is_told_to_the_registry_once(cli
     letters = await RedisOutbox(client, OUTCOMES, router="a").take(10)
 
     told = [Outcome(**orjson.loads(letter.text)) for letter in letters]
-    assert [(o.role, o.adapter_id, o.rating, o.score) for o in told] == [
-        ("implementer", "implementer-v000002", -1, None)
-    ]
+    assert [(o.role, o.adapter_id, o.rating) for o in told] == [("implementer", "implementer-v000002", -1)]
