@@ -166,6 +166,22 @@ async def test_a_broken_adapter_is_a_424_and_the_rest_is_served_on(engine: TestE
     assert "violet" in text_of(good)
 
 
+@pytest.mark.parametrize("damage", [b"", b"GGUF and then nothing", None])
+async def test_a_copy_that_was_damaged_is_made_anew(engine: TestEngine, damage: bytes | None) -> None:
+    await engine.generations.load(VIOLET)
+    (copy,) = (engine.home / "cache").glob("*.gguf")
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    engine.generations.forget(VIOLET)
+
+    refused = await engine.chat(model=VIOLET)
+    again = await engine.chat(model=VIOLET)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (424, "adapter_failed")
+    assert "violet" in text_of(again)
+    assert (await engine.chat()).status_code == 200
+
+
 async def test_one_request_more_than_may_wait_is_a_429(tmp_path: Path) -> None:
     async with engine_for_tests(tmp_path, slots=1, waiting=0) as engine:
         await engine.generations.load(None)
