@@ -16,7 +16,7 @@ from hivemind.servers.engine.engine import EngineOptions
 from hivemind.servers.engine.turns import Turns
 
 _START_S: Final = 120.0
-_END_S: Final = 5.0
+_END_S: Final = 2.0
 
 
 class GenerationFailed(Exception):

@@ -127,7 +127,7 @@ class Generations:
                 finally:
                     died.cancel()
                     work.cancel()
-                if self._asked and not self._full:
+                if not self._full:
                     self._work.clear()
                     await self._bring_in(list(self._asked))
         finally:
@@ -179,6 +179,8 @@ class Generations:
             self._tell_all(files, str(error))
         except GenerationFailed as error:
             if len(files) == 1:
+                for refused in files.values():
+                    refused.file.unlink(missing_ok=True)  # the copy may be what is damaged: made anew next time
                 self._tell_all(files, f"llama.cpp refused it: {error}")
                 return
             for name, file in files.items():  # one of them is to blame: which?
