@@ -526,16 +526,18 @@ class Completions:
         model, record, request = option.model, work.record, work.request
         call.usage, call.cost_micros = tokens, model.cost_micros(tokens.prompt, tokens.completion)
         work.hold.settle(call.cost_micros)
-        record.usage += tokens  # a strategy that failed before may have spent something
+        first = not record.usage.prompt  # a strategy that failed before may have spent something
+        record.usage += tokens
         record.cost_micros += call.cost_micros
         master = self.fleet.catalogue.get(MASTER)
-        if master is not None:
-            record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
+        saved_against = 0
+        if master is not None and first:
+            saved_against = record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
         self.fleet.note(model.alias, latency_s=call.latency_s, cost=call.cost_micros, upper=option.cost_micros)
         self._budgets.book(
             request.tenant, model.alias, cost_micros=call.cost_micros, prompt_tokens=tokens.prompt,
             completion_tokens=tokens.completion,
-            master_cost=call.cost_micros if record.master_cost_micros is None else record.master_cost_micros,
+            master_cost=saved_against if master is not None else call.cost_micros,
         )  # fmt: skip
         if record.chosen_model != model.alias:
             record.chosen_model = model.alias
