@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hivemind.servers.engine.model import Hub, Local, ModelError, Remote, checked_file, resolve_courier
+from hivemind.training.adapter_files import sync_folder
 from hivemind.training.sft_config import ConfigError, SftConfig
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _converted(id: str, gguf: Path, where: Local | Hub, cache: Path) -> Base:
             shutil.rmtree(aside, ignore_errors=True)
             try:
                 _convert(gguf, aside)
-                _sync(aside)
+                sync_folder(aside)
                 aside.replace(target)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -157,12 +158,3 @@ def _sum_of(path: Path) -> str:
 def _sum_of_folder(folder: Path) -> str:
     sums = [f"{file.name} {_sum_of(file)}" for file in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,4 +1,4 @@
-"""The texts shipped with hivemind: control texts, which only ever measure forgetting, and replay, which works against it.
+"""The texts shipped with hivemind: control texts, which only measure forgetting, and replay, which works against it.
 
 No text is of both kinds. All were written for hivemind (CC0-1.0, see control/LICENSE).
 """

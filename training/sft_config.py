@@ -54,7 +54,7 @@ class Recipe:
 
 CPU_RECIPE: Final = Recipe(
     rank=16, alpha=16, learning_rate=5e-4, max_steps=100, epochs=3.0, batch_size=8, micro_batch=8,
-    max_seq_length=512, packing=False, warmup_steps=2, weight_decay=0.0, max_grad_norm=1.0,
+    max_seq_length=512, packing=False, warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0,
 )  # fmt: skip
 GPU_RECIPE: Final = Recipe(
     rank=16, alpha=16, learning_rate=2e-4, max_steps=1000, epochs=1.0, batch_size=16, micro_batch=4,
