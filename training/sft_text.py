@@ -9,8 +9,10 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import sys
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,7 +121,8 @@ def _conclude(run: Path, log: RunLog, evaluation: Evaluation, loaded: Loaded, me
         _clear(run)
         return REJECTED
     write_adapter(loaded.model, loaded.tokenizer, run / ADAPTER, meta)
-    log.event("done", adapter=ADAPTER)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    log.event("done", adapter=ADAPTER, peak_memory_bytes=peak, cpu_s=round(time.process_time(), 1))
     _clear(run)
     return DONE
 
