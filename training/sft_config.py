@@ -54,7 +54,7 @@ class Recipe:
 
 CPU_RECIPE: Final = Recipe(
     rank=16, alpha=16, learning_rate=5e-4, max_steps=100, epochs=3.0, batch_size=8, micro_batch=8,
-    max_seq_length=512, packing=False, warmup_steps=2, weight_decay=0.0, max_grad_norm=1.0,
+    max_seq_length=512, packing=False, warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0,
 )  # fmt: skip
 GPU_RECIPE: Final = Recipe(
     rank=16, alpha=16, learning_rate=2e-4, max_steps=1000, epochs=1.0, batch_size=16, micro_batch=4,
@@ -95,15 +95,27 @@ class RecipeChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class HubSource:
+    """A data set of the hub: `revision` a commit, tag or branch (which is resolved to a commit once, at a run's start),
+    `share` its part of the samples that the mixture may have."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")]
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    revision: Annotated[str, Field(pattern=r"^[\w./-]+$")] = "main"
+
+
+@dataclass(frozen=True, slots=True)
 class DataChoice:
     """Where samples come from.
 
     `paths`: JSONL, JSON or Parquet files, or folders of them; `licence`: what they are under, as an SPDX expression
     (empty: unknown, which is warned of). `platinum`: the folder of the platinum ledger, empty for none;
-    `refused_tenants` are those who have taken their consent back. `mixture`: `default` blends the public sets. `limit`:
-    most samples in all, 0 for no limit. `replay`: the share of training samples that are plain text and questions
-    shipped with hivemind, against forgetting. `holdout`: the share kept back for the evaluation, `holdout_max` samples
-    at most.
+    `refused_tenants` are those who have taken their consent back. `mixture`: `default` blends the public sets, or those
+    of `hub` where it names some. `limit`: most samples in all, 0 for no limit but the mixture's. `replay`: the share of
+    training samples that are plain text and questions shipped with hivemind, against forgetting. `holdout`: the share
+    kept back for the evaluation, `holdout_max` samples at most; or `heldout_paths` name what is held out.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -113,6 +125,8 @@ class DataChoice:
     platinum: str = ""
     refused_tenants: tuple[str, ...] = ()
     mixture: str = ""
+    hub: tuple[HubSource, ...] = ()
+    heldout_paths: tuple[str, ...] = ()
     limit: Annotated[int, Field(ge=0)] = 0
     allow_non_commercial: bool = False
     replay: _Share = 0.25
@@ -202,9 +216,12 @@ def _check_data(data: DataChoice) -> None:
         raise ConfigError("data.mixture", f"{data.mixture!r} is unknown; known are {', '.join(MIXTURES)}")
     if not (data.paths or data.platinum or data.mixture):
         raise ConfigError("data", "names no source: give paths, the platinum ledger or a mixture")
-    for path in data.paths:
-        if not Path(path).exists():
-            raise ConfigError("data.paths", f"{path} is not there")
+    if data.hub and not data.mixture:
+        raise ConfigError("data.hub", "names sources of a mixture, and data.mixture is empty")
+    for name, paths in (("data.paths", data.paths), ("data.heldout_paths", data.heldout_paths)):
+        for path in paths:
+            if not Path(path).exists():
+                raise ConfigError(name, f"{path} is not there")
     if data.platinum and not Path(data.platinum).is_dir():
         raise ConfigError("data.platinum", f"{data.platinum} is no folder; it should hold training_metadata.jsonl")
 
