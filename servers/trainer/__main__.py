@@ -57,7 +57,9 @@ def build(settings: TrainerSettings, *, job: Sequence[str] = JOB, check: Sequenc
         pace=Pace(settings.train_poll_s, settings.train_room_s, settings.train_abandoned_s),
         patience=Patience(settings.train_max_crashes, settings.train_retry_s, settings.train_stall_s),
     )
-    admissions = Admissions(store, runs, conductor, poll_s=settings.train_poll_s)
+    admissions = Admissions(
+        store, runs, conductor, poll_s=settings.train_poll_s, patience_s=settings.train_watch_patience_s
+    )
     service = TrainerService(admissions, store)  # type: ignore[abstract]  # SubmitExamples is not built yet
 
     async def stop() -> None:

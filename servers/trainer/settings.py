@@ -31,6 +31,8 @@ class TrainerSettings(ServerSettings):
     """GPU memory that has to be free before a job starts on it."""
     train_room_s: float = Field(default=30.0, gt=0)
     """After how long is looked again where there was too little."""
+    train_watch_patience_s: float = Field(default=30.0, gt=0)
+    """How long a watch outlives an absent store."""
     train_niceness: int = Field(default=10, ge=0, le=19)
     train_cpu_price_per_hour_micros: int = Field(default=0, ge=0)
     train_gpu_price_per_hour_micros: int = Field(default=0, ge=0)
