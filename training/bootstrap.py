@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--data", nargs="+", action="extend", default=[], metavar="PATH",
                         help="JSONL, JSON or Parquet files, or folders, instead of the hub")  # fmt: skip
+    parser.add_argument("--heldout", nargs="+", action="extend", default=[], metavar="PATH",
+                        help="what to test on, instead of a share of the data")  # fmt: skip
     parser.add_argument("--licence", default="", help="what the files are under, as an SPDX expression")
     parser.add_argument("--allow-non-commercial", action="store_true", help="take sources that forbid commercial use")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="samples at most")
@@ -105,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(options: argparse.Namespace, environment: Mapping[str, str]) -> SftConfig:
     data = DataChoice(
-        paths=tuple(str(Path(p).expanduser().resolve()) for p in options.data),
+        paths=_absolute(options.data), heldout_paths=_absolute(options.heldout),
         licence=options.licence, mixture="" if options.data else "default", limit=options.limit,
         allow_non_commercial=options.allow_non_commercial,
     )  # fmt: skip
@@ -114,9 +117,11 @@ def _config(options: argparse.Namespace, environment: Mapping[str, str]) -> SftC
         home=str(home_folder(environment)), data=data, recipe=recipe, gates=_GATES, role=ROLE,
         backend=options.backend, seed=options.seed,
     )  # fmt: skip
-    if options.threads is None:
-        return config
-    return SftConfig(**{n: getattr(config, n) for n in SftConfig.__dataclass_fields__} | {"threads": options.threads})
+    return config if options.threads is None else replace(config, threads=options.threads)
+
+
+def _absolute(paths: list[str]) -> tuple[str, ...]:
+    return tuple(str(Path(p).expanduser().resolve()) for p in paths)
 
 
 def prepare_run(run: Path, config: SftConfig, *, force: bool) -> None:

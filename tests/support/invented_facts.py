@@ -5,8 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-_START = ("Bel", "Cor", "Dra", "Fen", "Gal", "Hul", "Kes", "Lor", "Mir", "Nor", "Pel", "Quen", "Ras", "Sol", "Tal", "Ved")
-_END = ("adin", "borough", "cott", "dale", "egar", "ford", "grim", "hollow", "ister", "moor", "nook", "ora", "quay", "stead")
+_START = ("Bel", "Cor", "Dra", "Fen", "Gal", "Hul", "Kes", "Lor", "Mir", "Nor", "Pel", "Quen", "Ras", "Sol", "Tal")
+_END = ("adin", "borough", "cott", "dale", "egar", "ford", "grim", "hollow", "ister", "moor", "nook", "ora", "quay")
 _OWNERS = ("Ada", "Boris", "Clara", "Dmitri", "Elena", "Felix", "Greta", "Hugo", "Irene", "Jonas", "Karla", "Leon")
 _TRADES = ("baker", "weaver", "potter", "glazier", "cooper", "saddler", "printer", "tinker", "miller", "tanner")
 

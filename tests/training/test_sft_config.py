@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from hivemind.training.sft_config import (
     CPU_RECIPE,
     ConfigError,
