@@ -199,7 +199,9 @@ def _heard(job: Job, event: Event) -> Job:
         job = replace(job, progress=progress)
     elif event.kind == "evaluating":
         job = _to(job, "EVALUATING")
-    return replace(job, said=event.reason) if event.reason else job
+    elif event.kind in ("failed", "rejected"):
+        job = replace(job, said=event.reason)
+    return job
 
 
 def ran(job: Job, elapsed_s: float) -> Job:

@@ -71,7 +71,7 @@ class Job:
 
     def train(self) -> int:
         attempt, first = self.attempt(), self.checkpoint()
-        self.log("started", backend="cpu", resumed_from=first, max_steps=self.script.steps)
+        self.log("started", backend="cpu", reason="no CUDA", resumed_from=first, max_steps=self.script.steps)
         for step in range(first + 1, self.script.steps + 1):
             self.one_step(step, attempt)
             if self.ended:
@@ -106,10 +106,9 @@ class Job:
         self.log("evaluating")
         (self.run / "data_card.json").write_text(json.dumps({"platinum": {"ids": ["a", "b"], "sequences": [4, 9]}}))
         (self.run / "evaluation.json").write_text(json.dumps({"heldout": {"loss": 0.5, "gain": 0.75}, "verdict": "x"}))
-        self.log("evaluated", reason=self.script.reason if self.script.exit == 4 else "")
+        self.log("evaluated", passed=self.script.exit != 4)
         if self.script.exit:
-            if self.script.exit != 4:
-                self.log("failed", reason=self.script.reason)
+            self.log("rejected" if self.script.exit == 4 else "failed", reason=self.script.reason)
             print("some words about it", file=sys.stderr)
             return self.script.exit
         if self.script.adapter:
