@@ -23,6 +23,7 @@ from hivemind.servers.common.logs import configure_logs
 from hivemind.servers.common.metrics import RpcMetrics
 from hivemind.servers.common.metrics_http import MetricsHttp
 from hivemind.servers.common.settings import ServerSettings
+from hivemind.servers.common.tasks import end_tasks
 from hivemind.v1 import adapter_registry_pb2, arbiter_pb2, governor_pb2, orchestrator_pb2, router_pb2, trainer_pb2
 
 _log = structlog.get_logger()
@@ -141,9 +142,7 @@ class MeshServer:
         _log.info("stopped")
 
     async def _stop_loops(self) -> None:
-        for task in self._mesh.tasks:
-            task.cancel()
-        await asyncio.gather(*self._mesh.tasks, return_exceptions=True)
+        await end_tasks(*self._mesh.tasks)
 
     def _ready(self) -> tuple[bool, str]:
         if self._draining:

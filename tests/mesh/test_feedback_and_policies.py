@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -122,6 +123,21 @@ def test_the_report_counts_what_was_rated(client: httpx.Client, mesh: RunningMes
     assert found["requests"] >= 1
     assert found["rated"] >= 1
     assert "rated good" in mesh.command("router", "report").stdout
+
+
+def test_records_are_exported_with_their_feedback(client: httpx.Client, mesh: RunningMesh, tmp_path: Path) -> None:
+    mine, other = ask(client, tenant="exporter").headers["x-request-id"], ask(client).headers["x-request-id"]
+    assert give(client, mine, tenant="exporter", demonstration="Goethe.").status_code == 200
+    until(lambda: client.get(f"/api/requests/{other}").status_code == 200, what="the records are stored")
+
+    mesh.command("router", "export", str(tmp_path / "all.jsonl"))
+    mesh.command("router", "export", str(tmp_path / "one.jsonl"), "--tenant", "exporter")
+
+    rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text("utf-8").splitlines()]
+    assert {mine, other} <= {r["request_id"] for r in rows}
+    assert len({r["request_id"] for r in rows}) == len(rows)
+    one = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text("utf-8").splitlines()]
+    assert [(r["request_id"], [f["demonstration"] for f in r["feedback"]]) for r in one] == [(mine, ["Goethe."])]
 
 
 VARIED = {
