@@ -1,6 +1,5 @@
 """`hivemind train ...` and `hivemind bootstrap`: jobs of the running mesh, and the first adapter without one."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from rich.table import Table
 from hivemind.cli.home import CommandError, data_folders, read_json
 from hivemind.cli.http_api import MeshApi
 
-LEDGER_FILES: Final = "training_metadata*.jsonl"
 _GOOD: Final = ("SUCCEEDED", "REJECTED")
 
 
@@ -149,10 +147,10 @@ def _advance(bar: Progress, task: TaskID, progress: Mapping[str, Any]) -> None:
 
 
 def _inside(path: str, home: Path) -> str:
-    absolute = Path(path).expanduser().absolute()
-    if absolute.exists() and not absolute.is_relative_to(home):
-        raise CommandError(f"{path} is outside {home}; the mesh only reads what lies in its state folder, so copy it there")
-    return str(absolute) if absolute.exists() else path
+    here = Path(path).expanduser().resolve()
+    if here.exists() and not here.is_relative_to(home.resolve()):
+        raise CommandError(f"{path} is outside {home}, and the mesh reads only what is in it: copy it there")
+    return str(here) if here.exists() else path
 
 
 def _minute(job: Mapping[str, Any]) -> str:
@@ -168,25 +166,27 @@ def _card_ids(card: Path) -> set[str] | None:
 
 
 def _tombstones(datasets: Path) -> dict[str, int]:
-    """The examples that the ledger's tombstones name, with their sequences where their stubs still show them; 0 else."""
+    """The examples that the ledger's tombstones name, with their sequences where stubs still show them; 0 else."""
+    from hivemind.servers.arbiter.chain import segments_of
+
     found: dict[str, int] = {}
-    for file in sorted(datasets.glob(LEDGER_FILES)):
-        with file.open(encoding="utf-8", errors="replace") as lines:
+    for file in segments_of(datasets):
+        with file.open("rb") as lines:
             for line in lines:
-                if '"role":"tombstone"' in line or '"role":"forgotten"' in line:
-                    _take(line, found)
+                if b'"role":"tombstone"' in line or b'"role":"forgotten"' in line:
+                    _take(line.rstrip(b"\n"), found)
     return found
 
 
-def _take(line: str, found: dict[str, int]) -> None:
+def _take(line: bytes, found: dict[str, int]) -> None:
+    from hivemind.servers.arbiter.lines import BadLine, Stub, Tombstone, parse
+
     try:
-        data = json.loads(line)
-    except ValueError:
-        return
-    if not isinstance(data, dict):
-        return
-    if data.get("role") == "tombstone":
-        for name in str(data.get("forgets", "")).split():
+        held, _ = parse(line)
+    except BadLine:
+        return  # `hivemind platinum verify` tells of it
+    if isinstance(held, Stub):
+        found[held.id] = held.sequence
+    elif isinstance(held, Tombstone):
+        for name in held.ids:
             found.setdefault(name, 0)
-    elif data.get("role") == "forgotten":
-        found[str(data.get("id", ""))] = int(data.get("sequence") or 0)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from typing import Final
 
 from hivemind.servers.common.context import new_request_id
 from hivemind.servers.common.errors import MeshError, not_found
@@ -11,6 +12,9 @@ from hivemind.servers.trainer.conductor import Conductor
 from hivemind.servers.trainer.jobs import Job
 from hivemind.servers.trainer.order import Order, check_order, completed
 from hivemind.servers.trainer.ports import Call, Runs, Store
+
+LONGEST_SILENCE_S: Final = 10.0
+"""After so long a watcher is told the same again, so that it can tell a silent job from a dead connection."""
 
 
 class Admissions:
@@ -65,10 +69,11 @@ class Admissions:
                 return saved
 
     async def watch(self, job_id: str) -> AsyncGenerator[Job, None]:
-        """The job at once, and again with every change, to its end. Outlives a store that is away for a moment."""
+        """The job at once, and again with every change or after a silence, to its end. Outlives a store that is away
+        for a moment."""
         job = await self.get(job_id)
         yield job
-        seen = time.monotonic()
+        seen = told = time.monotonic()
         while not job.final:
             await asyncio.sleep(self._poll_s)
             try:
@@ -78,6 +83,6 @@ class Admissions:
                 if error.reason != "STORE_UNAVAILABLE" or time.monotonic() - seen > self._patience_s:
                     raise
                 continue
-            if now.revision != job.revision:
-                job = now
+            if now.revision != job.revision or seen - told > LONGEST_SILENCE_S:
+                job, told = now, seen
                 yield job

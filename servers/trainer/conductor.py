@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import structlog
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.tasks import end_tasks
 from hivemind.servers.trainer import jobs
 from hivemind.servers.trainer.jobs import Ended, Job, Patience
 from hivemind.servers.trainer.log_events import Event, events_in
@@ -25,8 +26,6 @@ T = TypeVar("T")
 _LANES_KNOWN_S: Final = 60.0
 _LONGEST_RETRY_S: Final = 10.0
 _DRAIN_STORE_S: Final = 2.0
-_CANCEL_AGAIN_S: Final = 1.0
-"""A library that loses a cancellation must not keep a server from ending."""
 _CLAIMS_AT_ONCE: Final = 20
 _UNEXPECTED: Final = "an unexpected error of the Trainer; its log has it"
 
@@ -89,10 +88,7 @@ class Conductor:
         """Has every process write its checkpoint and end, and gives its job to whoever comes next."""
         self._draining = True
         ids = list(self._following)
-        while tasks := list(self._following.values()):
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)
+        await end_tasks(*self._following.values())
         try:
             async with asyncio.timeout(_DRAIN_STORE_S):
                 await asyncio.gather(*(self._shop.store.release(job_id, self._owner) for job_id in ids))
