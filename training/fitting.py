@@ -46,23 +46,36 @@ def fit(
 
     Ends early where `stop` is wanted or the time is used up, with a checkpoint. Raises LossNotFinite.
     """
-    from datasets import Dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    resume_from = last_checkpoint(folder)
+    callback = _callback(log, stop, steps=steps, max_train_s=config.max_train_s)
+    trainer = make_trainer(
+        loaded, samples, config, recipe, backend=backend, steps=steps, folder=folder, callback=callback
+    )
+    with stop.deferred():
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+
+
+def make_trainer(
+    loaded: Loaded, samples: Sequence[Encoded], config: SftConfig, recipe: Recipe, *, backend: Chosen, steps: int,
+    folder: Path, callback: Any,
+) -> Any:  # fmt: skip
+    """TRL's trainer over encoded samples, with a callback of transformers; nothing is printed."""
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    folder.mkdir(parents=True, exist_ok=True)
-    resume_from = last_checkpoint(folder)
+    from datasets import Dataset
+
     rows = {"input_ids": [list(s.ids) for s in samples], "completion_mask": [list(s.mask) for s in samples]}
     trainer = SFTTrainer(
         model=loaded.model,
         args=_arguments(config, recipe, backend=backend, steps=steps, folder=folder),
         train_dataset=Dataset.from_dict(rows),
         processing_class=loaded.tokenizer,
-        callbacks=[_callback(log, stop, steps=steps, max_train_s=config.max_train_s)],
+        callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)
-    with stop.deferred():
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return trainer
 
 
 def _arguments(config: SftConfig, recipe: Recipe, *, backend: Chosen, steps: int, folder: Path) -> Any:

@@ -1,0 +1,196 @@
+"""Whole runs of sft_text on a tiny model, each in a process of its own unless it is only looked at."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hivemind.training.run_log import HEARTBEAT_FILE, LOG_FILE, read_events
+from hivemind.training.sft_config import DataChoice, Gates, RecipeChoice, SftConfig, write_config
+from hivemind.training.sft_text import DONE, FAILED, REJECTED, STOPPED, UNUSABLE, train
+from hivemind.training.stopping import StopSwitch
+from tests.support.invented_facts import write_facts
+from tests.support.waiting import until
+
+OPEN = Gates(min_gain=-1, max_questions=10, max_text=10)
+"""A random model can learn next to nothing; what is tested is the run."""
+
+
+@pytest.fixture
+def config(tiny_base: Path, tmp_path: Path) -> SftConfig:
+    taught, _ = write_facts(tmp_path, 4, seed=1)
+    return SftConfig(
+        home=str(tmp_path), base_weights=str(tiny_base), threads=1, niceness=0, checkpoint_steps=2, backend="cpu",
+        data=DataChoice(paths=(str(taught),), licence="CC0-1.0", replay=0.2), gates=OPEN,
+        recipe=RecipeChoice(max_steps=6, batch_size=4, learning_rate=5e-3),
+    )  # fmt: skip
+
+
+def start(run: Path, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hivemind.training.sft_text", "--run", str(run)]
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)
+
+
+def run_in_process(run: Path, config: SftConfig) -> int:
+    write_config(run, config)
+    return train(run, StopSwitch())
+
+
+def events(run: Path, name: str) -> list[dict[str, Any]]:
+    return [e for e in read_events(run / LOG_FILE) if e["event"] == name]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {e["step"]: e["loss"] for e in events(run, "step")}
+
+
+@pytest.fixture
+def unbroken(config: SftConfig, tmp_path: Path) -> Path:
+    run = tmp_path / "runs" / "unbroken"
+    assert run_in_process(run, config) == DONE
+    return run
+
+
+def test_a_run_leaves_an_adapter_with_its_papers_and_none_of_the_texts(unbroken: Path) -> None:
+    meta = json.loads((unbroken / "adapter" / "adapter_meta.json").read_text())
+    peft = json.loads((unbroken / "adapter" / "adapter_config.json").read_text())
+    assert (meta["base_model"], meta["role"], meta["data_licence"]) == ("courier", "implementer", "CC0-1.0")
+    assert peft["base_model_name_or_path"] == "courier"
+    assert meta["evaluation"]["candidate_heldout_loss"] == events(unbroken, "evaluated")[0]["candidate_heldout_loss"]
+    assert sorted(losses(unbroken)) == [1, 2, 3, 4, 5, 6]
+    assert (unbroken / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "| loss, held-out answers |" in (unbroken / "evaluation.md").read_text()
+    assert {p.name for p in unbroken.iterdir()} == {
+        "adapter", "config.json", "data_card.json", "evaluation.json", "evaluation.md", "heartbeat", "log.jsonl",
+        "loss.png",
+    }  # fmt: skip
+
+
+def test_two_runs_with_one_seed_give_the_same_bytes(unbroken: Path, config: SftConfig, tmp_path: Path) -> None:
+    again = tmp_path / "runs" / "again"
+    write_config(again, config)
+    process = start(again)
+    assert process.wait(120) == DONE, process.communicate()[1]
+    for name in ("adapter_model.safetensors", "adapter_config.json", "adapter_meta.json"):
+        assert (again / "adapter" / name).read_bytes() == (unbroken / "adapter" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(
+    number: int, code: int, unbroken: Path, config: SftConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "broken"
+    write_config(run, config)
+    process = start(run)
+    until(lambda: events(run, "checkpoint") or process.poll() is not None, within_s=120)
+    process.send_signal(number)
+    assert process.wait(30) == code, process.communicate()[1]
+    assert not (run / "adapter").exists()
+
+    assert train(run, StopSwitch()) == DONE
+    assert losses(run) == pytest.approx(losses(unbroken), abs=1e-6)
+    name = "adapter_model.safetensors"
+    assert (run / "adapter" / name).read_bytes() == (unbroken / "adapter" / name).read_bytes()
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_not_gone_on_from(config: SftConfig, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    torn = run / "checkpoints" / "checkpoint-4"
+    torn.mkdir(parents=True)
+    (torn / "adapter_model.safetensors").write_bytes(b"torn")
+    assert run_in_process(run, config) == DONE
+    assert min(losses(run)) == 1
+
+
+def test_a_loss_that_is_no_number_ends_the_run_without_an_adapter(
+    config: SftConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in Path(config.base_weights).iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    run = tmp_path / "runs" / "nan"
+    assert run_in_process(run, replace(config, base_weights=str(broken))) == FAILED
+    assert "the loss became nan at step 1" in events(run, "failed")[0]["reason"]
+    assert "the loss became nan at step 1" in capsys.readouterr().err
+    assert not (run / "adapter").exists()
+
+
+def test_a_result_that_does_not_pass_the_gates_is_rejected_with_the_figures(config: SftConfig, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "weak"
+    assert run_in_process(run, replace(config, gates=replace(OPEN, min_gain=0.99))) == REJECTED
+    assert "held-out gain over the base is" in events(run, "rejected")[0]["reason"]
+    assert not (run / "adapter").exists()
+    assert json.loads((run / "evaluation.json").read_text())["passed"] is False
+
+
+def test_a_champion_is_measured_too_and_a_worse_candidate_is_rejected(
+    unbroken: Path, config: SftConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "second"
+    idle = replace(config.recipe, max_steps=1, learning_rate=1e-9)
+    changes = replace(config, champion=str(unbroken / "adapter"), recipe=idle)
+    assert run_in_process(run, changes) == REJECTED
+    scores = json.loads((run / "evaluation.json").read_text())["scores"]
+    assert scores["champion"]["heldout"]["loss"] < scores["candidate"]["heldout"]["loss"]
+    assert "held-out loss over the champion" in events(run, "rejected")[0]["reason"]
+
+
+def test_a_disk_that_is_full_fails_the_run_and_shows_no_half_adapter(config: SftConfig, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "full"
+    write_config(run, config)
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    process = start(run, preexec_fn=small_files)
+    assert process.wait(120) == FAILED, process.communicate()[1]
+    assert events(run, "failed")[0]["reason"]
+    assert not list(run.glob("*adapter*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda c: replace(c, recipe=RecipeChoice(rank=7)), "recipe.rank"),
+        (lambda c: replace(c, base="gpt-17", base_weights=""), "base: gpt-17 is unknown here"),
+        (lambda c: replace(c, backend="unsloth"), "unsloth cannot run here"),
+        (lambda c: replace(c, data=replace(c.data, licence="CC-BY-NC-4.0")), "allows no commercial use"),
+        (lambda c: replace(c, data=DataChoice(paths=(c.home + "/empty.jsonl",))), "too few usable samples"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(
+    change: Callable[[SftConfig], SftConfig], sentence: str, config: SftConfig, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "empty.jsonl").touch()
+    run = tmp_path / "runs" / "bad"
+    assert run_in_process(run, change(config)) == UNUSABLE
+    told = capsys.readouterr().err.strip()
+    assert sentence in told
+    assert "\n" not in told
+    assert events(run, "failed")[0]["reason"] == told
+
+
+def test_the_heartbeat_beats_while_nothing_else_happens(tmp_path: Path) -> None:
+    from hivemind.training.run_log import heartbeat
+
+    path = tmp_path / HEARTBEAT_FILE
+    with heartbeat(tmp_path):
+        until(path.exists)
+        os.utime(path, (0, 0))
+        until(lambda: path.stat().st_mtime > 0, within_s=20)
