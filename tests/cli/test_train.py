@@ -139,7 +139,7 @@ def test_adapters_that_learnt_from_a_forgotten_example_are_listed(tmp_path: Path
     found = [job(), job(id="j2")]
     assert training.forgotten(tmp_path, tmp_path / "datasets", found) == []
 
-    files.forget([examples[1].id], "asked for")
+    files.forget(examples[1].id, reason="asked for", tenant="", rotate=False)
 
     listed = training.forgotten(tmp_path, tmp_path / "datasets", found)
     assert [(one["job"], one["forgotten"]) for one in listed] == [("j1", [examples[1].id])]
