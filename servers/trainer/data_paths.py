@@ -16,7 +16,14 @@ def located(paths: Sequence[str], root: Path) -> list[Path]:
     INVALID_FIELD names the field: outside, with `..`, absent, a link on the way, or a folder with a link out of it.
     """
     root = root.resolve()
-    return [_located(text, f"data.paths[{i}]", root) for i, text in enumerate(paths)]
+    return [_reachable(text, f"data.paths[{i}]", root) for i, text in enumerate(paths)]
+
+
+def _reachable(text: str, field: str, root: Path) -> Path:
+    try:
+        return _located(text, field, root)
+    except (OSError, RuntimeError) as error:  # too long, not to be read, links in a circle
+        raise invalid_field(field, "cannot be looked at; name another file or folder inside HIVEMIND_HOME") from error
 
 
 def _located(text: str, field: str, root: Path) -> Path:

@@ -175,6 +175,7 @@ def put_back(job: Job, *, why: str, now: float, wait_s: float) -> Job:
 
 def process_started(job: Job, handle: str, now: float) -> Job:
     """Its process runs."""
+    _check_active(job)
     if job.handle == handle:
         return job
     return replace(job, handle=handle, started=job.started or now, attempts=job.attempts + 1, said="", note="")
@@ -182,6 +183,7 @@ def process_started(job: Job, handle: str, now: float) -> Job:
 
 def progressed(job: Job, events: Iterable[Event], start: int, end: int) -> Job:
     """What its log says between two places, in bytes; nothing where it has heard that already."""
+    _check_active(job)
     if job.log_offset != start:
         return job
     for event in events:
@@ -207,6 +209,7 @@ def _heard(job: Job, event: Event) -> Job:
 def ran(job: Job, elapsed_s: float) -> Job:
     """The same job, whose process has run for so long, or with the reason why the Trainer has to end it: no finite
     loss, or no time or money left."""
+    _check_active(job)
     job = replace(job, attempt_s=max(job.attempt_s, float(math.floor(elapsed_s))))
     if job.overrun:
         return job
@@ -301,6 +304,11 @@ def _released(job: Job) -> Job:
 
 def _ended(job: Job, state: str, error: str, now: float) -> Job:
     return replace(_to(job, state), error=error, ended=now, note="", owner="", lane="", handle="")
+
+
+def _check_active(job: Job) -> None:
+    if job.state not in ACTIVE:
+        raise ValueError(f"job {job.id}: nothing runs of a job that is {job.state}")
 
 
 def _to(job: Job, state: str) -> Job:
