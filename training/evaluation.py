@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
+from hivemind.servers.engine.engine import REPEAT_PENALTY
 from hivemind.training.control_set import control_set
 from hivemind.training.encoding import Encoded, Encoder
 from hivemind.training.formatting import Turn
@@ -19,6 +20,8 @@ from hivemind.training.sft_config import Gates
 PARTS: Final = ("heldout", "questions", "text")
 """What is measured: the held-out samples, the control questions, the control texts."""
 SAMPLES: Final = 3
+JUDGED: Final = 12
+"""Held-out questions that are answered: without a judge, and for one."""
 SAMPLE_TOKENS: Final = 48
 _BATCH_TOKENS: Final = 1024
 _CHAMPION: Final = "champion"
@@ -26,8 +29,12 @@ _CHAMPION: Final = "champion"
 Winner = Literal["A", "B", "TIE"]
 
 
+class JudgeUnavailable(Exception):
+    """The judge cannot be asked; the evaluation goes on without it."""
+
+
 class AnswerJudge(Protocol):
-    """Compares two answers to one conversation."""
+    """Compares two answers to one conversation; may raise JudgeUnavailable."""
 
     def compare(self, turns: Sequence[Turn], a: str, b: str) -> Winner:
         """The better one; the caller asks in both orders."""
@@ -123,7 +130,8 @@ def evaluate(
     if champion:
         with _champion_active(model, champion):
             scores["champion"] = measured()
-    samples = tuple(sample_answer(model, encoder, turns) for turns in heldout[:SAMPLES])
+    count = SAMPLES if judge is None else JUDGED
+    samples = tuple(sample_answer(model, encoder, turns) for turns in heldout[:count])
     win_rate = _win_rate(judge, heldout, samples) if judge is not None else None
     return Evaluation(scores, samples, win_rate, check_gates(scores, win_rate, gates))
 
@@ -225,24 +233,28 @@ def _tensors(batch: Sequence[Encoded], pad_id: int) -> tuple[Any, Any, Any]:
 
 
 def _generate(model: Any, tokenizer: Any, asked: list[dict[str, str]]) -> tuple[str, float]:
-    """The greedy answer, and seconds a token."""
+    """The greedy answer, repeating itself as little as when it is served, and seconds a token."""
     import torch
 
     prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
     began = time.perf_counter()
     with torch.inference_mode():
-        out = model.generate(**inputs, max_new_tokens=SAMPLE_TOKENS, do_sample=False)
+        out = model.generate(**inputs, max_new_tokens=SAMPLE_TOKENS, do_sample=False, repetition_penalty=REPEAT_PENALTY)
     new = out[0][inputs["input_ids"].shape[1] :]
     seconds = (time.perf_counter() - began) / max(1, len(new))
     return str(tokenizer.decode(new, skip_special_tokens=True)), round(seconds, 4)
 
 
-def _win_rate(judge: AnswerJudge, heldout: Sequence[Sequence[Turn]], samples: Sequence[SampleAnswer]) -> float:
-    """The candidate's share of wins over the base, ties half; a pair whose orders disagree is a tie."""
+def _win_rate(judge: AnswerJudge, heldout: Sequence[Sequence[Turn]], samples: Sequence[SampleAnswer]) -> float | None:
+    """The candidate's share of wins over the base, ties half; a pair whose orders disagree is a tie. None where the
+    judge cannot be asked."""
     points = 0.0
-    for turns, sample in zip(heldout, samples, strict=False):
-        first = judge.compare(turns[:-1], sample.candidate, sample.base)
-        second = judge.compare(turns[:-1], sample.base, sample.candidate)
-        points += 1.0 if (first, second) == ("A", "B") else 0.0 if (first, second) == ("B", "A") else 0.5
+    try:
+        for turns, sample in zip(heldout, samples, strict=False):
+            first = judge.compare(turns[:-1], sample.candidate, sample.base)
+            second = judge.compare(turns[:-1], sample.base, sample.candidate)
+            points += 1.0 if (first, second) == ("A", "B") else 0.0 if (first, second) == ("B", "A") else 0.5
+    except JudgeUnavailable:
+        return None
     return points / max(1, len(samples))

@@ -31,7 +31,7 @@ def to_markdown(evaluation: Evaluation) -> str:
         f"| {g.name} | {g.value:.4f} | {g.limit:.4f} | {'ok' if g.passed else 'failed'} |" for g in evaluation.gates
     ]
     if evaluation.win_rate is None:
-        lines += ["", "No judge was given, so answers were not compared."]
+        lines += ["", "No judge compared the answers."]
     for sample in evaluation.samples:
         lines += ["", *(f"- **{name}**: {' '.join(text.split())}" for name, text in _told(sample))]
     return "\n".join(lines) + "\n"

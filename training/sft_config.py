@@ -160,7 +160,8 @@ class SftConfig:
     `base_weights`: a .gguf file, a folder with a transformers model, or hf://owner/name (GPU only); empty: the
     courier's own (HIVEMIND_COURIER, else the wheel's). `champion`: the folder of the adapter to beat, empty for none;
     `parent`: its id. `threads` and `niceness` of the process; `checkpoint_steps` steps between checkpoints.
-    `max_train_s`: training ends after these seconds and what was learnt is evaluated; 0 for no limit.
+    `judge`: whether the Judge of the mesh that runs on `home` compares answers, where it has one. `max_train_s`:
+    training ends after these seconds and what was learnt is evaluated; 0 for no limit.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -180,6 +181,7 @@ class SftConfig:
     threads: Annotated[int, Field(ge=1, le=1024)] = field(default_factory=lambda: max(1, (os.cpu_count() or 2) - 1))
     niceness: Annotated[int, Field(ge=0, le=19)] = 10
     checkpoint_steps: Annotated[int, Field(ge=1, le=100_000)] = 20
+    judge: bool = False
     max_train_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 

@@ -22,8 +22,9 @@ from hivemind.training.adapter_files import AdapterMeta, write_adapter
 from hivemind.training.backend import Chosen, Loaded, choose_backend, load_trainable, wake
 from hivemind.training.base_model import Base, load_tokenizer, prepare_base
 from hivemind.training.encoding import Encoder, replay
-from hivemind.training.evaluation import AnswerJudge, Evaluation, evaluate
+from hivemind.training.evaluation import Evaluation, evaluate
 from hivemind.training.fitting import LossNotFinite, fit, planned_steps
+from hivemind.training.mesh_judge import find_judge
 from hivemind.training.mixture import (
     CARD_FILE,
     BadData,
@@ -66,13 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
     return train(run, stop)
 
 
-def train(run: Path, stop: StopSwitch, *, judge: AnswerJudge | None = None) -> int:
+def train(run: Path, stop: StopSwitch) -> int:
     """Trains as config.json says and writes what came of it into the run's folder; answers the exit code."""
     run.mkdir(parents=True, exist_ok=True)
     log = RunLog(run)
     try:
         with heartbeat(run):
-            return _train(run, log, stop, judge)
+            return _train(run, log, stop)
     except Stopped:
         log.event("stopped")
         return STOPPED
@@ -85,7 +86,7 @@ def train(run: Path, stop: StopSwitch, *, judge: AnswerJudge | None = None) -> i
         return _fail(log, f"{type(error).__name__}: {error}", FAILED)
 
 
-def _train(run: Path, log: RunLog, stop: StopSwitch, judge: AnswerJudge | None) -> int:
+def _train(run: Path, log: RunLog, stop: StopSwitch) -> int:
     config = read_config(run)
     check(config)
     if (run / ADAPTER).is_dir():  # killed between its last two steps
@@ -107,6 +108,7 @@ def _train(run: Path, log: RunLog, stop: StopSwitch, judge: AnswerJudge | None) 
     stop.check()
     log.event("evaluating")
     heldout = [s.turns for s in data.heldout]
+    judge = find_judge(Path(config.home)) if config.judge else None
     evaluation = evaluate(loaded.model, encoder, heldout, champion=config.champion, gates=config.gates, judge=judge)
     write_report(run, evaluation, log.losses())
     log.event("evaluated", passed=evaluation.passed, **evaluation.figures())

@@ -39,7 +39,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 @pytest.mark.timeout(1800)
 def test_facts_are_learnt_within_100_cpu_seconds_without_forgetting_and_over_a_stop(home: Path, tmp_path: Path) -> None:
     taught, tests = write_facts(tmp_path, 16, seed=3)
-    options = ["--data", str(taught), "--heldout", str(tests), "--licence", "CC0-1.0", "--max-steps", "10", "--cpu",
+    options = ["--data", str(taught), "--heldout", str(tests), "--licence", "CC0-1.0", "--max-steps", "15", "--cpu",
                "--threads", "1"]  # fmt: skip
     target = home / "adapters" / "foundational" / "champion_v1"
     log = home / "runs" / "bootstrap" / "log.jsonl"
