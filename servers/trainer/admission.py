@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Final
 
 from hivemind.servers.common.context import new_request_id
@@ -10,7 +11,7 @@ from hivemind.servers.common.errors import MeshError, not_found
 from hivemind.servers.trainer import jobs
 from hivemind.servers.trainer.conductor import Conductor
 from hivemind.servers.trainer.jobs import Job
-from hivemind.servers.trainer.order import Order, check_order, completed
+from hivemind.servers.trainer.order import DataSelection, Order, check_order, completed
 from hivemind.servers.trainer.ports import Call, Runs, Store
 
 LONGEST_SILENCE_S: Final = 10.0
@@ -33,13 +34,12 @@ class Admissions:
         known = await self._store.repeated(call)
         if known is not None:
             return known
-        order = completed(order)
-        check_order(order, [lane.name for lane in await self._conductor.lanes()])
-        job = Job(id=new_request_id(), order=order, created=self._clock())
+        wanted = completed(order)
+        check_order(wanted, [lane.name for lane in await self._conductor.lanes()])
+        job = Job(id=new_request_id(), order=wanted, created=self._clock())
         kept = False
         try:
-            await self._runs.write(job, None)
-            await self._runs.check(job)
+            job = await self._prepared(job) if order.data is not None else await self._prepared_by_default(job)
             queued = await self._store.create(job, call)
             kept = queued.id == job.id
             return queued
@@ -49,6 +49,28 @@ class Admissions:
         finally:
             if not kept:
                 await asyncio.shield(self._runs.discard(job.id))
+
+    async def _prepared(self, job: Job) -> Job:
+        await self._runs.write(job, None)
+        await self._runs.check(job)
+        return job
+
+    async def _prepared_by_default(self, job: Job) -> Job:
+        """Where no data was named and the public sets cannot be had, the ledger alone will do if it holds something."""
+        try:
+            return await self._prepared(job)
+        except MeshError as error:
+            if error.reason != "NO_TRAINING_DATA":
+                raise
+            hub = error
+        alone = replace(job, order=replace(job.order, data=DataSelection(platinum=True)))
+        try:
+            return await self._prepared(alone)
+        except MeshError as ledger:
+            if ledger.reason != "NO_TRAINING_DATA":
+                raise
+            message = f"there is no data to be had: {hub.message}; {ledger.message}"
+            raise MeshError("NO_TRAINING_DATA", message, violations=hub.violations + ledger.violations) from hub
 
     async def get(self, job_id: str) -> Job:
         """A job; NOT_FOUND_RESOURCE."""

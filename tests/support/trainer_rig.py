@@ -26,7 +26,7 @@ from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = (sys.executable, str(ROOT / "tests" / "support" / "scripted_job.py"))
-CHECK = (sys.executable, "-m", "tests.support.check_config")
+CHECK = (sys.executable, str(ROOT / "tests" / "support" / "check_config.py"))
 QUICK = {
     "HIVEMIND_TRAIN_POLL_S": "0.05",
     "HIVEMIND_TRAIN_LEASE_S": "1.0",
