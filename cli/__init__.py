@@ -24,6 +24,9 @@ adapter_commands = typer.Typer(
 )
 app.add_typer(adapter_commands, name="adapters")
 
+train_commands = typer.Typer(no_args_is_help=True, help="Training jobs of the running mesh.", rich_markup_mode=None)
+app.add_typer(train_commands, name="train")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -341,6 +344,92 @@ def router_export_command(
         _say(f"{count} records in {file}")
 
 
+JobId = Annotated[str, typer.Argument(metavar="JOB")]
+
+
+@train_commands.command("start")
+def train_start(
+    role: Annotated[str, typer.Option(help="The adapter role; empty: implementer.")] = "",
+    data: Annotated[list[str] | None, typer.Option(help="A file or folder in the state folder; may repeat.")] = None,
+    platinum: Annotated[bool, typer.Option("--platinum", help="Learn from the platinum ledger.")] = False,
+    mixture: Annotated[str, typer.Option(help="A mixture of public sets, such as default.")] = "",
+    base: Annotated[str, typer.Option(help="The base model; empty: that of the role.")] = "",
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of one step.")] = None,
+    max_seq_length: Annotated[int | None, typer.Option(help="Tokens of a sample at most.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    backend: Annotated[str, typer.Option(help="unsloth or cpu; empty: what the machine can run.")] = "",
+    max_minutes: Annotated[float, typer.Option(help="Time at most; 0: no limit.")] = 0.0,
+    max_cost: Annotated[float, typer.Option(help="USD at most; 0: no limit.")] = 0.0,
+    key: Annotated[str, typer.Option(help="An idempotency key: the same one twice has one effect.")] = "",
+    follow: Annotated[bool, typer.Option("--watch", help="Show the progress to the end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Queue a job; without any data named it learns from platinum and the default mixture."""
+    with _errors():
+        from hivemind.cli import train as training
+
+        recipe = {
+            "max_steps": max_steps, "epochs": epochs, "learning_rate": learning_rate, "rank": rank,
+            "batch_size": batch_size, "max_seq_length": max_seq_length, "seed": seed, "backend": backend,
+        }  # fmt: skip
+        wish = training.Wish(role, data or [], platinum, mixture, base, recipe, max_minutes, max_cost, key)
+        job = _api().post("/api/train", training.order_of(wish, _folders()[0]))["job"]
+        _print(_watched(job["id"], as_json) if follow else job, training.show_job, as_json)
+
+
+@train_commands.command("list")
+def train_list(as_json: Json = False) -> None:
+    """List jobs, newest first."""
+    with _errors():
+        from hivemind.cli import train as training
+
+        _print(list(training.jobs(_api())), training.show_jobs, as_json)
+
+
+@train_commands.command("watch")
+def train_watch(job: JobId, as_json: Json = False) -> None:
+    """Show the progress of a job until it ends; ends with 1 if it failed or was cancelled."""
+    with _errors():
+        from hivemind.cli import train as training
+
+        _print(_watched(job, as_json), training.show_job, as_json)
+
+
+@train_commands.command("cancel")
+def train_cancel(job: JobId, as_json: Json = False) -> None:
+    """End a job after it has written a checkpoint."""
+    with _errors():
+        from hivemind.cli import train as training
+
+        _print(_api().post(f"/api/train/{job}:cancel", {}), training.show_job, as_json)
+
+
+@train_commands.command("forgotten")
+def train_forgotten(folder: Folder = "", as_json: Json = False) -> None:
+    """List the adapters that were trained on an example that was forgotten since."""
+    with _errors():
+        from hivemind.cli import train as training
+
+        found = training.forgotten(_folders()[0], _datasets(folder), training.jobs(_api()))
+        _print(found, training.show_forgotten, as_json)
+
+
+@app.command(
+    "bootstrap",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bootstrap_command(context: typer.Context) -> None:
+    """Train the first adapter (champion_v1); --help says with what options. Needs no running mesh."""
+    with _errors():
+        from hivemind.cli import train as training
+
+        training.bootstrap(context.args, _folders()[0])
+
+
 @app.command("logs")
 def logs_command(
     name: Annotated[str, typer.Argument(help="A process such as router; empty: all.")] = "",
@@ -405,6 +494,15 @@ def _api() -> Any:
     from hivemind.cli.http_api import MeshApi
 
     return MeshApi(*mesh_address(_folders()[0], os.environ))
+
+
+def _watched(job_id: str, quietly: bool) -> Any:
+    """A job at its end; the progress goes to standard error."""
+    from rich.console import Console
+
+    from hivemind.cli import train as training
+
+    return training.watch(_api(), Console(stderr=True, quiet=quietly), job_id)
 
 
 def _say(line: str) -> None:
