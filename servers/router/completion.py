@@ -16,7 +16,7 @@ from hivemind.servers.common.catalogue import MASTER, Catalogue, Endpoint, Model
 from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.spend import BudgetBook
 from hivemind.servers.common.tokens import text_tokens
-from hivemind.servers.router.adapters import Choice
+from hivemind.servers.router.adapters import Choice, answered_with
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.gate.taxonomy import Taxonomy
@@ -372,7 +372,7 @@ class Completions:
             endpoint = endpoints[attempt % len(endpoints)]
             patient = not alternatives and len(endpoints) == 1
             try:
-                body = template.fill(choice.adapter or endpoint.model)
+                body = template.fill(self.fleet.adapters.name_at(model, endpoint, choice.adapter))
                 return await self._attempt(work, model, endpoint, choice, body, call, patient=patient)
             except _AttemptFailed as failure:
                 failed = failure
@@ -468,7 +468,7 @@ class Completions:
         self.fleet.breaker(model.alias, endpoint).succeed()
         entry.latency_s = self.clock() - called
         entry.model = text_of(parsed.get("model")) or entry.model
-        entry.adapter = response.header("X-Adapter-Id") or entry.adapter
+        entry.adapter = answered_with(entry.adapter, response.header("X-Adapter-Id"))
         return raw, parsed
 
     async def _open_stream(
@@ -494,7 +494,7 @@ class Completions:
         except BaseException:
             _close(response)
             raise
-        entry.adapter = response.header("X-Adapter-Id") or entry.adapter
+        entry.adapter = answered_with(entry.adapter, response.header("X-Adapter-Id"))
         now = self.clock()
         entry.first_token_s = now - called
         work.record.first_token_s = now - work.request.arrived
