@@ -3,8 +3,6 @@
 import hashlib
 from typing import Any
 
-from google.protobuf import duration_pb2, timestamp_pb2
-
 from hivemind.servers.adapter_registry.adapters import AdapterView
 from hivemind.servers.adapter_registry.evidence import Evidence, Outcome, Point
 from hivemind.servers.adapter_registry.feed import RoleView, Snapshot
@@ -22,11 +20,9 @@ from hivemind.servers.adapter_registry.verdict import (
 )
 from hivemind.servers.common.context import current_call
 from hivemind.servers.common.errors import invalid_field
+from hivemind.servers.common.translate import duration, page_size, timestamp
 from hivemind.v1 import adapter_registry_pb2 as pb
 from hivemind.v1 import common_pb2
-
-PAGE = 50
-PAGE_MAX = 500
 
 
 def call_of(request: Any) -> Call:
@@ -44,9 +40,7 @@ def page_of(request: pb.ListAdaptersRequest | pb.ListEventsRequest) -> tuple[int
     token = request.page_token
     if token and not (token.isascii() and token.isdecimal() and 0 < int(token[:19]) < 1 << 62 and len(token) < 19):
         raise invalid_field("page_token", "is not one that this list gave")
-    if request.page_size < 0:
-        raise invalid_field("page_size", "must be 0 or more")
-    return int(token or 0), min(request.page_size or PAGE, PAGE_MAX)
+    return int(token or 0), page_size(request.page_size)
 
 
 def adapter_of(view: AdapterView) -> pb.Adapter:
@@ -56,14 +50,14 @@ def adapter_of(view: AdapterView) -> pb.Adapter:
         id=r.id, role=r.role, state=pb.Adapter.State.Value(view.state), base_model=r.base_model,
         base_revision=r.base_revision, parent=r.parent, first_sequence=r.first_sequence, last_sequence=r.last_sequence,
         rank=r.rank, sha256=r.sha256, size_bytes=r.size_bytes, data_licence=r.data_licence, evaluation=r.evaluation,
-        create_time=_timestamp(r.create_time), path=r.path,
+        create_time=timestamp(r.create_time), path=r.path,
     )  # fmt: skip
 
 
 def event_of(event: Event) -> pb.AdapterEvent:
     """An event as the contract has it."""
     return pb.AdapterEvent(
-        sequence=event.sequence, time=_timestamp(event.time),
+        sequence=event.sequence, time=timestamp(event.time),
         kind=pb.AdapterEvent.Kind.Value(event.kind), role=event.role,
         adapter_id=event.adapter_id, previous_champion=event.previous_champion, reason=event.reason,
         preview_hash=event.preview_hash, request_id=event.request_id,
@@ -73,7 +67,7 @@ def event_of(event: Event) -> pb.AdapterEvent:
 def state_of(snapshot: Snapshot, rules: Rules, role: str = "") -> pb.RegistryState:
     """All roles, or one."""
     views = [view for name, view in snapshot.roles.items() if role in ("", name)]
-    version = common_pb2.SnapshotVersion(revision=snapshot.revision, update_time=_timestamp(snapshot.time))
+    version = common_pb2.SnapshotVersion(revision=snapshot.revision, update_time=timestamp(snapshot.time))
     return pb.RegistryState(roles=[role_of(view, rules) for view in views], version=version)
 
 
@@ -107,11 +101,11 @@ def evidence_of(evidence: Evidence, found: Assessment) -> pb.Evidence:
     return pb.Evidence(
         pairs=pairs.judged, wins=pairs.wins, losses=pairs.losses, ties=pairs.ties, win_rate=found.win_rate,
         win_rate_lower=found.lower, win_rate_upper=found.upper, e_value=as_e_value(found.log_e_better),
-        latency_p95=_duration(own.quantile_s(0.95)), error_rate=own.error_rate, requests=own.requests,
+        latency_p95=duration(own.quantile_s(0.95)), error_rate=own.error_rate, requests=own.requests,
         cost_micros=own.cost_micros, error_e_value=as_e_value(found.log_e_errors),
         latency_e_value=as_e_value(found.log_e_latency), sample_ratio_e_value=as_e_value(found.log_e_split),
         champion_requests=champion.requests, champion_error_rate=champion.error_rate,
-        champion_latency_p95=_duration(champion.quantile_s(0.95)), champion_cost_micros=champion.cost_micros,
+        champion_latency_p95=duration(champion.quantile_s(0.95)), champion_cost_micros=champion.cost_micros,
     )  # fmt: skip
 
 
@@ -168,18 +162,6 @@ def _fingerprint(request: Any) -> str:
 def _point(point: Point, rules: Rules) -> pb.EvidencePoint:
     rate, lower, upper = win_rate(point.pairs)
     return pb.EvidencePoint(
-        time=_timestamp(point.time), pairs=point.pairs.judged, win_rate=rate, win_rate_lower=lower,
+        time=timestamp(point.time), pairs=point.pairs.judged, win_rate=rate, win_rate_lower=lower,
         win_rate_upper=upper,        e_value=as_e_value(better_than_champion(point.pairs, rules)),
     )  # fmt: skip
-
-
-def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromMicroseconds(round(seconds * 1e6))
-    return stamp
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromMicroseconds(round(seconds * 1e6))
-    return duration

@@ -12,6 +12,7 @@ from hivemind.servers.arbiter.ports import QueueCounter
 from hivemind.servers.arbiter.refinement import Refinery
 from hivemind.servers.arbiter.stream import PlatinumStreams
 from hivemind.servers.common.context import current_call
+from hivemind.servers.common.translate import page_size
 from hivemind.v1 import arbiter_pb2, arbiter_pb2_grpc
 
 
@@ -56,7 +57,7 @@ class ArbiterService(arbiter_pb2_grpc.ArbiterServiceServicer):
         self, request: arbiter_pb2.ListPlatinumRequest, context: Any
     ) -> arbiter_pb2.ListPlatinumResponse:
         """See arbiter.proto. A page token is the sequence of the last example of the page before."""
-        size, below = translate.page_size(request.page_size), translate.page_below(request.page_token)
+        size, below = page_size(request.page_size), translate.page_below(request.page_token)
         wanted = translate.page_filter(request, current_call.get().tenant)
         examples, rest = await self._ledger.page(wanted, below=below, size=size)
         return arbiter_pb2.ListPlatinumResponse(

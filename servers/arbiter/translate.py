@@ -2,16 +2,14 @@
 
 from typing import Final
 
-from google.protobuf import duration_pb2, timestamp_pb2
-
 from hivemind.servers.arbiter.example import ROLE, Example, Provenance
 from hivemind.servers.arbiter.shelf import Counts, Selection
 from hivemind.servers.arbiter.stream import Beat
 from hivemind.servers.common.context import is_id
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field, not_found
+from hivemind.servers.common.translate import duration, timestamp
 from hivemind.v1 import arbiter_pb2, common_pb2
 
-PAGE_DEFAULT, PAGE_MAX = 50, 500
 IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX = 32, 10_000
 ACKNOWLEDGED_MAX: Final = 10_000
 _REFINED_BY: Final = {
@@ -41,7 +39,7 @@ def example_message(example: Example) -> arbiter_pb2.PlatinumExample:
         tenant=new.tenant,
         licence=new.licence,
         consent=new.consent,
-        create_time=_timestamp(example.created),
+        create_time=timestamp(example.created),
         refined_by=_REFINED_BY[new.refined_by],
         origin=new.origin,
         sha256=example.sha256,
@@ -71,13 +69,6 @@ def stats_message(counts: Counts, *, queued: int, dropped: int) -> arbiter_pb2.G
         size_bytes=counts.size_bytes,
         bad_lines=counts.bad_lines,
     )
-
-
-def page_size(asked: int) -> int:
-    """The page size to use, by AIP-158: 0 is the default, too large is the largest, negative is an error."""
-    if asked < 0:
-        raise invalid_field("page_size", "must not be negative")
-    return min(asked or PAGE_DEFAULT, PAGE_MAX)
 
 
 def page_below(token: str) -> int | None:
@@ -153,17 +144,7 @@ def _provenance(p: Provenance) -> arbiter_pb2.Provenance:
         decisions=p.decisions,
         changes=p.changes,
         cost_micros=p.cost_micros,
-        latency=_duration(p.latency_s),
+        latency=duration(p.latency_s),
         safety=p.safety,
         redactions=p.redactions,
     )
-
-
-def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    whole, ms = divmod(round(seconds * 1000), 1000)
-    return timestamp_pb2.Timestamp(seconds=whole, nanos=ms * 1_000_000)
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    whole, us = divmod(round(seconds * 1e6), 1_000_000)
-    return duration_pb2.Duration(seconds=whole, nanos=us * 1000)

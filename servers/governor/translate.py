@@ -3,8 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from google.protobuf import timestamp_pb2
-
+from hivemind.servers.common.translate import timestamp
 from hivemind.servers.governor.config import Budget, Config, Patch, Rate
 from hivemind.servers.governor.feed import Snapshot
 from hivemind.servers.governor.money import DEFAULT_TTL_S, BudgetState, Grant, Item, Row, Settlement, Update, Wish
@@ -28,10 +27,10 @@ def config_of(config: Config) -> governor_pb2.GovernorConfig:
         refinement_price_ceiling_micros=config.refinement_price_ceiling_micros,
     )
     if config.updated:
-        message.update_time.CopyFrom(_timestamp(config.updated))
+        message.update_time.CopyFrom(timestamp(config.updated))
     for change in config.history:
         message.changes.add(
-            time=_timestamp(change.time), changes=change.changes, actor=change.actor, request_id=change.request_id
+            time=timestamp(change.time), changes=change.changes, actor=change.actor, request_id=change.request_id
         )
     return message
 
@@ -41,7 +40,7 @@ def snapshot_of(snapshot: Snapshot) -> governor_pb2.WatchConfigResponse:
     config = snapshot.config
     version = common_pb2.SnapshotVersion(revision=config.revision)
     if config.updated:
-        version.update_time.CopyFrom(_timestamp(config.updated))
+        version.update_time.CopyFrom(timestamp(config.updated))
     return governor_pb2.WatchConfigResponse(
         config=config_of(config), version=version, router_replicas=snapshot.router_replicas
     )
@@ -141,7 +140,7 @@ def spend_of(
             spent_micros=state.spent_micros,
             reserved_micros=state.held_micros,
             remaining_micros=state.remaining_micros,
-            reset_time=_timestamp(state.reset),
+            reset_time=timestamp(state.reset),
         )
     return message
 
@@ -162,9 +161,3 @@ def _budget(tenant: str, period: str, purpose: str, limit_micros: int) -> govern
 
 def _purpose(value: int) -> str:
     return "REFINEMENT" if value == common_pb2.REFINEMENT else "SERVING"
-
-
-def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromMilliseconds(int(seconds * 1000))
-    return stamp

@@ -8,6 +8,7 @@ from typing import Any, Final
 from hivemind.servers.common.context import current_call
 from hivemind.servers.common.errors import MeshError, not_found
 from hivemind.servers.common.status import to_status
+from hivemind.servers.common.translate import page_size
 from hivemind.servers.router import translate
 from hivemind.servers.router.arbiter_client import ArbiterClient
 from hivemind.servers.router.completion import Completions, OpenStream
@@ -140,7 +141,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.ListRequestsRequest, context: Any
     ) -> router_pb2.ListRequestsResponse:
         """See router.proto."""
-        size = translate.page_size(request.page_size)
+        size = page_size(request.page_size)
         found, token = await self._records.list(page_size=size, page_token=request.page_token, tenant=request.tenant)
         opinions = await self._feedback.of([r.request_id for r in found])
         return router_pb2.ListRequestsResponse(

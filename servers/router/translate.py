@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import orjson
-from google.protobuf import duration_pb2, timestamp_pb2
 
 from hivemind.servers.common.catalogue import EVERY_ALIAS, Model
 from hivemind.servers.common.context import DEFAULT_TENANT, CallContext, is_id
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.tokens import prompt_size
+from hivemind.servers.common.translate import duration, timestamp
 from hivemind.servers.router.completion import OpenStream
 from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.fleet import Fleet
@@ -26,7 +26,6 @@ from hivemind.v1 import common_pb2, router_pb2
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
 _STOPS_MAX: Final = 4
-_PAGE_DEFAULT, _PAGE_MAX = 50, 500
 _DEADLINE_S: Final = 60.0
 
 
@@ -113,7 +112,7 @@ def record_of(record: Record, opinions: Sequence[Feedback]) -> router_pb2.Reques
     """A record as the contract has it."""
     message = router_pb2.RequestRecord(
         request_id=record.request_id,
-        create_time=_timestamp(record.created),
+        create_time=timestamp(record.created),
         tenant=record.tenant,
         session=record.session,
         surface=router_pb2.RequestRecord.Surface.Value(record.surface),
@@ -122,7 +121,7 @@ def record_of(record: Record, opinions: Sequence[Feedback]) -> router_pb2.Reques
         calls=map(_call, record.calls),
         usage=_usage(record.usage),
         cost_micros=record.cost_micros,
-        latency=_duration(record.latency_s),
+        latency=duration(record.latency_s),
         outcome=record.outcome,
         degraded=record.degraded,
         prompt_sha256=record.prompt_sha256,
@@ -135,7 +134,7 @@ def record_of(record: Record, opinions: Sequence[Feedback]) -> router_pb2.Reques
     if record.shadow is not None:
         message.shadow.CopyFrom(router_pb2.ShadowDecision(**asdict(record.shadow)))
     if record.first_token_s is not None:
-        message.first_token_latency.CopyFrom(_duration(record.first_token_s))
+        message.first_token_latency.CopyFrom(duration(record.first_token_s))
     if record.master_cost_micros is not None:
         message.master_cost_micros = record.master_cost_micros
     return message
@@ -149,16 +148,9 @@ def feedback_of(request: router_pb2.SubmitFeedbackRequest) -> Feedback:
 
 def feedback_message(feedback: Feedback) -> router_pb2.Feedback:
     """An opinion as the contract has it."""
-    message = router_pb2.Feedback(create_time=_timestamp(feedback.created))
+    message = router_pb2.Feedback(create_time=timestamp(feedback.created))
     setattr(message, feedback.kind, feedback.value)
     return message
-
-
-def page_size(asked: int) -> int:
-    """The page size to use, by AIP-158: 0 is the default, too large is the largest, negative is an error."""
-    if asked < 0:
-        raise invalid_field("page_size", "must not be negative")
-    return min(asked or _PAGE_DEFAULT, _PAGE_MAX)
 
 
 def _check(message: router_pb2.CompleteRequest) -> None:
@@ -223,7 +215,7 @@ def _response(work: Work, model: str, text: str) -> router_pb2.CompleteResponse:
         adapter=record.calls[-1].adapter if record.calls else "",
         usage=_usage(record.usage),
         cost_micros=record.cost_micros,
-        latency=_duration(record.latency_s),
+        latency=duration(record.latency_s),
         reason=record.reason,
         degraded=record.degraded,
         refined_answer=refined.answer if refined is not None else "",
@@ -284,7 +276,7 @@ def _candidate(candidate: Candidate) -> common_pb2.Candidate:
     if candidate.quality is not None:
         message.quality = candidate.quality
     if candidate.latency_s is not None:
-        message.latency.CopyFrom(_duration(candidate.latency_s))
+        message.latency.CopyFrom(duration(candidate.latency_s))
     return message
 
 
@@ -301,8 +293,8 @@ def _call(call: Call) -> router_pb2.ModelCall:
         endpoint=call.endpoint,
         model=call.model,
         adapter=call.adapter,
-        start_time=_timestamp(call.start),
-        latency=_duration(call.latency_s),
+        start_time=timestamp(call.start),
+        latency=duration(call.latency_s),
         http_status=call.http_status,
         usage=_usage(call.usage),
         cost_micros=call.cost_micros,
@@ -310,7 +302,7 @@ def _call(call: Call) -> router_pb2.ModelCall:
         prompt_version=call.prompt_version,
     )
     if call.first_token_s is not None:
-        message.first_token_latency.CopyFrom(_duration(call.first_token_s))
+        message.first_token_latency.CopyFrom(duration(call.first_token_s))
     return message
 
 
@@ -321,15 +313,3 @@ def _usage(tokens: Tokens) -> common_pb2.Usage:
         total_tokens=tokens.prompt + tokens.completion,
         estimated=tokens.estimated,
     )
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration
-
-
-def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e9))
-    return stamp
