@@ -10,25 +10,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-import orjson
-
 from hivemind.servers.common.catalogue import MASTER, Catalogue, Endpoint, Model, Policy
 from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.spend import BudgetBook
-from hivemind.servers.common.tokens import text_tokens
 from hivemind.servers.router.adapters import Choice, answered_with
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.gate.taxonomy import Taxonomy
 from hivemind.servers.router.judge import FlipRate, Judge
 from hivemind.servers.router.metrics import RouterMetrics
+from hivemind.servers.router.model_answers import (
+    AttemptFailed,
+    answer_bytes,
+    checked_answer,
+    raise_for,
+    tokens_of,
+    too_long,
+)
+from hivemind.servers.router.open_stream import OpenStream
 from hivemind.servers.router.ports import Upstream, UpstreamError, UpstreamResponse
 from hivemind.servers.router.recorder import Entry
 from hivemind.servers.router.records import Call, Record, Shadow, Tokens
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.roles import RoleFailed
 from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
-from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, first_text, text_of
+from hivemind.servers.router.sse import BrokenStream, first_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
 from hivemind.servers.router.strategy_calls import Audience, StrategyCaller, StrategyStream, composed, relayed
 from hivemind.servers.router.work import Answer, BrokenOff, UpstreamRefused, Work
@@ -38,9 +44,7 @@ MAX_ANSWER_BYTES: Final = 64 << 20
 MAX_ATTEMPTS: Final = 3
 RETRY_DELAY_S: Final = 0.1
 LONGEST_RETRY_AFTER_S: Final = 2.0
-AFTER_DONE_S: Final = 0.25
 _BY_NAME: Final = Situation()
-_CLIENTS_FAULT: Final = frozenset({400, 413, 415, 422})
 
 
 class Governance(Protocol):
@@ -69,14 +73,6 @@ class QualityGate(Protocol):
 
     def estimate(self, prompt: str) -> Estimate:
         """The estimate for a prompt."""
-
-
-class _AttemptFailed(Exception):
-    """One call failed in a way that another may cure."""
-
-    def __init__(self, why: str, *, retry_after_s: float = 0.0, endpoints_fault: bool = True) -> None:
-        super().__init__(why)
-        self.retry_after_s, self.endpoints_fault = retry_after_s, endpoints_fault
 
 
 class Completions:
@@ -223,7 +219,7 @@ class Completions:
         self, part: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
     ) -> dict[str, Any]:
         _, parsed = await self._read_answer(part, model, endpoint, body, entry, patient)
-        self._add_piece(part, model, entry, _tokens(parsed.get("usage"), part.request, _answer_bytes(parsed)))
+        self._add_piece(part, model, entry, tokens_of(parsed.get("usage"), part.request, answer_bytes(parsed)))
         return parsed
 
     def _add_piece(self, part: Work, model: Model, entry: Call, tokens: Tokens) -> None:
@@ -247,7 +243,7 @@ class Completions:
         work, call = stream.work, stream.call
         if work.ended:
             return
-        tokens = _tokens(stream.chat.usage, work.request, stream.chat.text_bytes)
+        tokens = tokens_of(stream.chat.usage, work.request, stream.chat.text_bytes)
         now = self.clock()
         call.latency_s = now - stream.called
         call.model = stream.chat.model or call.model
@@ -374,7 +370,7 @@ class Completions:
             try:
                 body = template.fill(self.fleet.adapters.name_at(model, endpoint, choice.adapter))
                 return await self._attempt(work, model, endpoint, choice, body, call, patient=patient)
-            except _AttemptFailed as failure:
+            except AttemptFailed as failure:
                 failed = failure
                 last = attempt + 1 == MAX_ATTEMPTS or (alternatives and attempt + 1 >= len(endpoints))
                 if last or (failure.retry_after_s > LONGEST_RETRY_AFTER_S and len(endpoints) == 1):
@@ -384,7 +380,7 @@ class Completions:
         raise MeshError("UPSTREAM_FAILED", message, retry_after_s=failed.retry_after_s or None)
 
     async def _pause(
-        self, request: Request, failure: _AttemptFailed, attempt: int, endpoints: Sequence[Endpoint]
+        self, request: Request, failure: AttemptFailed, attempt: int, endpoints: Sequence[Endpoint]
     ) -> None:
         """Another endpoint is tried at once, the same one after a while."""
         if (attempt + 1) % len(endpoints) == 0:
@@ -419,7 +415,7 @@ class Completions:
         breaker.begin()
         try:
             return await call(work, model, endpoint, body, entry, patient)
-        except _AttemptFailed as failure:
+        except AttemptFailed as failure:
             entry.error, entry.failed = str(failure), failure.endpoints_fault
             if failure.endpoints_fault:
                 breaker.fail(entry.error)
@@ -442,7 +438,7 @@ class Completions:
         self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
     ) -> Answer:
         raw, parsed = await self._read_answer(work, model, endpoint, body, entry, patient)
-        self._account(work, entry, _tokens(parsed.get("usage"), work.request, _answer_bytes(parsed)))
+        self._account(work, entry, tokens_of(parsed.get("usage"), work.request, answer_bytes(parsed)))
         work.text = first_text(parsed)
         self._end(work, "OK")
         return Answer(work, raw, parsed)
@@ -463,8 +459,8 @@ class Completions:
                 response.close()
         except UpstreamError as error:
             self._time_left(work.request)
-            raise _AttemptFailed(str(error)) from error
-        parsed = _checked_answer(response, raw)
+            raise AttemptFailed(str(error)) from error
+        parsed = checked_answer(response, raw)
         self.fleet.breaker(model.alias, endpoint).succeed()
         entry.latency_s = self.clock() - called
         entry.model = text_of(parsed.get("model")) or entry.model
@@ -484,13 +480,13 @@ class Completions:
             left_s = max(0.0, called + left_s - self.clock())
             if response.status != 200 or "text/event-stream" not in response.header("Content-Type"):
                 raw = await response.read(MAX_ANSWER_BYTES, within_s=left_s)
-                _raise_for(response, raw, "it sent no event stream")
+                raise_for(response, raw, "it sent no event stream")
             stream = OpenStream(self, work, model, endpoint, entry, response, called)
             await stream.read_first(within_s=left_s)
         except (UpstreamError, BrokenStream) as error:
             _close(response)
             self._time_left(work.request)
-            raise _AttemptFailed(str(error)) from error
+            raise AttemptFailed(str(error)) from error
         except BaseException:
             _close(response)
             raise
@@ -570,165 +566,6 @@ class Completions:
         return next((e for e in errors if e), "unknown")
 
 
-class OpenStream:
-    """A stream whose first event has come. Iterate `batches`, then `close`; events keep their bytes."""
-
-    def __init__(
-        self,
-        completions: Completions,
-        work: Work,
-        model: Model,
-        endpoint: Endpoint,
-        call: Call,
-        response: UpstreamResponse,
-        called: float,
-    ) -> None:
-        self.work, self.model, self.endpoint, self.call, self.called = work, model, endpoint, call, called
-        self.chat = ChatStream()
-        self.problem = ""
-        self._completions = completions
-        self._response = response
-        self._splitter = EventSplitter()
-        self._first: list[tuple[bytes, dict[str, Any] | None]] = []
-        self._failure: BrokenStream | None = None
-
-    async def read_first(self, *, within_s: float) -> None:
-        """Reads until the first event with data; UpstreamError or BrokenStream if there is none in time."""
-        late = UpstreamError("timeout", "the model server sent no token in time")
-        timer = asyncio.get_running_loop().call_later(within_s, self._response.fail, late)
-        try:
-            await self._read_first()
-        finally:
-            timer.cancel()
-
-    async def _read_first(self) -> None:
-        while chunk := await self._next_chunk():
-            self._first += self._events(chunk)
-            if any(parsed is not None for _, parsed in self._first):
-                return
-            if self.chat.done:
-                break
-        raise BrokenStream(self.chat.why_broken())
-
-    async def batches(self) -> Any:
-        """Yields lists of (bytes, parsed) as they come, `[DONE]` never among them.
-
-        Ends when the answer is whole. Raises MeshError UPSTREAM_FAILED for one that breaks, DEADLINE_PASSED for one
-        that takes too long.
-        """
-        if self._first:
-            yield self._first
-        limits = self.model.timeouts
-        left = min(self.work.request.deadline, self.called + limits.total_s) - self._completions.clock()
-        watchdog = _Watchdog(self._response, idle_s=limits.idle_s, left_s=left)
-        try:
-            while not self.chat.done:
-                watchdog.begin_wait()
-                batch = await self._next_batch()
-                watchdog.end_wait()
-                if batch:
-                    yield batch
-        except (UpstreamError, BrokenStream) as error:
-            raise self._told(error) from error
-        finally:
-            watchdog.cancel()
-        if not self.chat.whole:
-            raise self._broken(self.chat.why_broken())
-
-    async def close(self, outcome: str) -> None:
-        """Ends the call and accounts for it. A whole answer leaves its connection to the pool."""
-        try:
-            if outcome == "OK":
-                await self._read_to_end()
-        finally:
-            self._response.close()
-            self._completions.finish_stream(self, outcome)
-
-    async def _next_batch(self) -> list[tuple[bytes, dict[str, Any] | None]]:
-        """The next whole events: a server that drips single bytes does not count as alive."""
-        while True:
-            chunk = await self._next_chunk()
-            if not chunk:
-                raise BrokenStream(self.chat.why_broken())
-            batch = self._events(chunk)
-            if batch or self.chat.done:
-                return batch
-
-    async def _next_chunk(self) -> bytes:
-        if self._failure is not None:
-            raise self._failure
-        return await self._response.next()
-
-    def _events(self, chunk: bytes) -> list[tuple[bytes, dict[str, Any] | None]]:
-        """The events of a chunk. A failure behind them comes next: how the network cuts the bytes must not matter."""
-        events: list[tuple[bytes, dict[str, Any] | None]] = []
-        try:
-            for raw in self._splitter.feed(chunk):
-                parsed = self.chat.take(raw)
-                if self.chat.done:
-                    break
-                events.append((raw, parsed))
-        except BrokenStream as failure:
-            self._failure = failure
-        return events
-
-    async def _read_to_end(self) -> None:
-        try:
-            async with asyncio.timeout(AFTER_DONE_S):
-                while await self._response.next():
-                    pass
-        except (TimeoutError, UpstreamError):
-            return
-
-    def _broken(self, why: str) -> MeshError:
-        self.problem = why
-        return MeshError("UPSTREAM_FAILED", f"{self.model.alias} failed in the middle of its answer: {why}")
-
-    def _told(self, error: Exception) -> MeshError:
-        if isinstance(error, UpstreamError) and error.kind == "deadline":
-            self.problem = "the deadline passed"
-            return MeshError("DEADLINE_PASSED", "the deadline passed in the middle of the answer")
-        return self._broken(str(error))
-
-
-class _Watchdog:
-    """Ends a stream whose model server says nothing for too long, or that lasts too long.
-
-    Only time spent waiting for the model server counts, not time spent on a slow reader. It costs one timer a stream,
-    where a time-out per event would cost one an event.
-    """
-
-    def __init__(self, response: UpstreamResponse, *, idle_s: float, left_s: float) -> None:
-        self._response, self._idle_s = response, idle_s
-        self._loop = asyncio.get_running_loop()
-        self._end = self._loop.time() + left_s
-        self._since: float | None = None
-        self._timer = self._loop.call_later(min(idle_s, left_s), self._look)
-
-    def begin_wait(self) -> None:
-        """The wait for the next event begins."""
-        self._since = self._loop.time()
-
-    def end_wait(self) -> None:
-        """An event has come."""
-        self._since = None
-
-    def cancel(self) -> None:
-        """The stream has ended."""
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        if now >= self._end:
-            self._response.fail(UpstreamError("deadline", "the deadline passed"))
-            return
-        due = now + self._idle_s if self._since is None else self._since + self._idle_s
-        if due <= now:
-            self._response.fail(UpstreamError("idle", f"nothing came for {self._idle_s:g} s"))
-            return
-        self._timer = self._loop.call_at(min(due, self._end), self._look)
-
-
 def policy_of(name: str, tenant: str, catalogue: Catalogue) -> Policy:
     """The policy that a request names, else its tenant's, else an empty one; MeshError for an unknown name."""
     named = name or catalogue.tenant_policies.get(tenant, "")
@@ -742,65 +579,8 @@ def policy_of(name: str, tenant: str, catalogue: Catalogue) -> Policy:
     return found
 
 
-def _checked_answer(response: UpstreamResponse, raw: bytes) -> dict[str, Any]:
-    """The parsed answer of a model server that did its work; raises what fits otherwise."""
-    if response.status != 200:
-        _raise_for(response, raw, "")
-    try:
-        parsed = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        raise _AttemptFailed("the model server's answer is not JSON") from None
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("choices"), list):
-        raise _AttemptFailed("the model server's answer is not a chat completion")
-    return parsed
-
-
-def _raise_for(response: UpstreamResponse, raw: bytes, problem: str) -> None:
-    status = response.status
-    if status in _CLIENTS_FAULT:
-        raise UpstreamRefused(status, raw)
-    if status == 200:
-        raise _AttemptFailed(f"the model server's answer cannot be used: {problem}")
-    why = f"the model server answered {status}"
-    try:
-        body = orjson.loads(raw)
-        if isinstance(body, dict) and body.get("error") and status >= 500:
-            why += f": {error_text(body)}"
-    except orjson.JSONDecodeError:
-        pass
-    raise _AttemptFailed(why, retry_after_s=_retry_after(response), endpoints_fault=status != 429)
-
-
-def _retry_after(response: UpstreamResponse) -> float:
-    value = response.header("Retry-After")
-    return min(float(value), 3600.0) if value.isdecimal() else 0.0
-
-
-def _tokens(usage: object, request: Request, answer_bytes: int) -> Tokens:
-    """What the model server counted, or an estimate that is marked so."""
-    if isinstance(usage, dict):
-        prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if isinstance(prompt, int) and isinstance(completion, int) and prompt >= 0 and completion >= 0:
-            return Tokens(prompt, completion)
-    return Tokens(request.prompt.expected, text_tokens(answer_bytes), estimated=True)
-
-
-def _answer_bytes(parsed: dict[str, Any]) -> int:
-    total = 0
-    for choice in parsed["choices"]:
-        message = choice.get("message") if isinstance(choice, dict) else None
-        if isinstance(message, dict):
-            total += len(text_of(message.get("content"))) + len(str(message.get("tool_calls") or "")) // 2
-    return total
-
-
 def _next_is_cheaper(option: Option, rest: Sequence[Option]) -> bool:
     return any(o.cost_micros < option.cost_micros for o in rest)
-
-
-def too_long(error: UpstreamRefused) -> bool:
-    """Whether a model server refused a request for its length."""
-    return any(word in error.body for word in (b"context_length", b"context length", b"exceed_context"))
 
 
 def _outcome_of(error: BaseException) -> str:

@@ -25,9 +25,11 @@ from hivemind.servers.common.errors import MeshError, Violation, invalid_field
 from hivemind.servers.common.interceptors import CallPolicy, check_key, overloaded
 from hivemind.servers.router.answers import about, error_event, headers, openai_error, whole_headers
 from hivemind.servers.router.arbiter_client import ArbiterClient
-from hivemind.servers.router.completion import Completions, OpenStream, too_long
+from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.json_splice import append_member
 from hivemind.servers.router.metrics import RouterMetrics
+from hivemind.servers.router.model_answers import too_long
+from hivemind.servers.router.open_stream import OpenStream
 from hivemind.servers.router.openai_request import ChatRequest, read_chat_request
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.sse import error_text, first_text, is_usage_only, text_of

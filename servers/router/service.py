@@ -11,8 +11,9 @@ from hivemind.servers.common.status import to_status
 from hivemind.servers.common.translate import page_size
 from hivemind.servers.router import translate
 from hivemind.servers.router.arbiter_client import ArbiterClient
-from hivemind.servers.router.completion import Completions, OpenStream
+from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.feedback import FeedbackStore
+from hivemind.servers.router.open_stream import OpenStream
 from hivemind.servers.router.ports import RecordStore
 from hivemind.servers.router.recorder import Recorder
 from hivemind.servers.router.records import Record

@@ -20,7 +20,8 @@ from hivemind.servers.router.sse import delta_text, first_text, text_of
 from hivemind.servers.router.work import Answer, BrokenOff, UpstreamRefused, Work, refusal_text
 
 if TYPE_CHECKING:
-    from hivemind.servers.router.completion import Completions, OpenStream
+    from hivemind.servers.router.completion import Completions
+    from hivemind.servers.router.open_stream import OpenStream
 
 KEEP_ALIVE_S: Final = 5.0
 _NOT_FOR_ROLES: Final = ("model", "messages", "stream", "stream_options", "hivemind", "user")

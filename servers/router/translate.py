@@ -13,10 +13,10 @@ from hivemind.servers.common.context import DEFAULT_TENANT, CallContext, is_id
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.tokens import prompt_size
 from hivemind.servers.common.translate import duration, timestamp
-from hivemind.servers.router.completion import OpenStream
 from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.json_splice import top_level
+from hivemind.servers.router.open_stream import OpenStream
 from hivemind.servers.router.openai_request import check_hints
 from hivemind.servers.router.records import Call, Candidate, Judged, Record, Tokens
 from hivemind.servers.router.request import Body, Hints, Request
