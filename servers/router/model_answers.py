@@ -57,13 +57,13 @@ def _retry_after(response: UpstreamResponse) -> float:
     return min(float(value), 3600.0) if value.isdecimal() else 0.0
 
 
-def tokens_of(usage: object, request: Request, answer_bytes: int) -> Tokens:
+def tokens_of(usage: object, request: Request, written: int) -> Tokens:
     """What the model server counted, or an estimate that is marked so."""
     if isinstance(usage, dict):
         prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if isinstance(prompt, int) and isinstance(completion, int) and prompt >= 0 and completion >= 0:
             return Tokens(prompt, completion)
-    return Tokens(request.prompt.expected, text_tokens(answer_bytes), estimated=True)
+    return Tokens(request.prompt.expected, text_tokens(written), estimated=True)
 
 
 def answer_bytes(parsed: dict[str, Any]) -> int:

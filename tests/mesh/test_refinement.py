@@ -7,15 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
+from hivemind.v1 import arbiter_pb2, arbiter_pb2_grpc
 from tests.support.mesh import RunningMesh, running_mesh, scripted_upstream
 from tests.support.scripted_oracle import REFINED
 from tests.support.waiting import until
 
-CLIENTS = 12
-KILLS = 3
+CLIENTS = 50
+VICTIMS = ("arbiter", "redis", "arbiter")
 BUDGET = {"tenant": "*", "period": "DAY", "purpose": "REFINEMENT", "limit_micros": 10**9}
 
 
@@ -25,6 +27,8 @@ def refining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
         table = f'endpoints = [{{ base_url = "{upstream.base_url}", model = "o_good" }}]\ncontext_tokens = 128000\n'
         prices = "input_price = 2.5\noutput_price = 10.0\n"
         config = "".join(f"[models.{alias}]\n{table}{prices}" for alias in ("oracle", "arbiter"))
+        config += f'[models.courier]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
+        config += "[tenants.quiet]\ntraining = false\n"
         with running_mesh(tmp_path_factory.mktemp("refining"), config) as mesh, mesh.client() as client:
             client.post("/api/config/governor", json={"budgets": [BUDGET]}).raise_for_status()
             yield mesh
@@ -68,6 +72,109 @@ def test_the_switch_of_the_governor_holds_within_a_second(refining: RunningMesh)
     assert "REFINEMENT_DISABLED" in json.dumps(refused)
 
 
+QUESTION = [{"role": "user", "content": "What is the capital of France? Tell ann@example.org."}]
+
+
+def asked(client: httpx.Client, path: str, **fields: Any) -> dict[str, Any]:
+    """What an answer on one of the four paths says about itself."""
+    if path.startswith("/v1"):
+        answer = client.post(path, json={"model": "courier", "messages": QUESTION, **fields})
+        if not fields.get("stream"):
+            return dict(answer.json()["hivemind"])
+        chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        return dict(chunks[-1]["hivemind"])
+    answer = client.post(path, json={"model": "courier", "messages": QUESTION, **fields})
+    if path.endswith(":stream"):
+        return dict(json.loads(answer.text.splitlines()[-1])["final"])
+    return dict(answer.json())
+
+
+PATHS = [
+    ("/api/complete", {"refine": True}),
+    ("/api/complete:stream", {"refine": True}),
+    ("/v1/chat/completions", {"hivemind": {"refine": True}}),
+    ("/v1/chat/completions", {"hivemind": {"refine": True}, "stream": True}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), PATHS, ids=["api", "api stream", "v1", "v1 stream"])
+def test_an_answer_carries_its_refinement_where_that_is_asked_for(
+    refining: RunningMesh, path: str, fields: dict[str, Any]
+) -> None:
+    with refining.client() as client:
+        told = asked(client, path, **fields)
+        example = client.get(f"/api/platinum/{told['platinum_id']}").json()
+
+    assert told["refined_answer"] == REFINED
+    assert example["request_id"] == told["request_id"]
+    assert example["messages"][0]["content"] == "What is the capital of France? Tell [EMAIL]."
+
+
+def example_of(client: httpx.Client, request_id: str) -> dict[str, Any] | None:
+    examples = client.get("/api/platinum").json()["examples"]
+    return next((e for e in examples if e["request_id"] == request_id), None)
+
+
+def test_a_right_answer_of_a_person_becomes_platinum_without_a_secret(refining: RunningMesh) -> None:
+    with refining.client() as client:
+        request_id = asked(client, "/v1/chat/completions")["request_id"]
+        right = {"request_id": request_id, "demonstration": "Paris. Ask bo@example.org."}
+        client.post("/api/feedback", json=right).raise_for_status()
+        until(lambda: example_of(client, request_id) is not None, within_s=15, what="the example is stored")
+        example = example_of(client, request_id)
+
+    assert example is not None
+    assert (example["refined_by"], example["origin"]) == ("HUMAN", "feedback")
+    assert example["final_platinum_answer"].startswith("Paris. Ask [EMAIL")
+
+
+def test_an_answer_that_was_rated_bad_waits_while_refinement_is_off_and_is_refined_when_it_is_on(
+    refining: RunningMesh,
+) -> None:
+    with refining.client() as client:
+        client.post("/api/config/governor", json={"enabled": False}).raise_for_status()
+        until(lambda: "degraded" in refused(client), within_s=2, what="refinement is off")
+        before = int(client.get("/api/platinum:stats").json()["queued"])
+        request_id = asked(client, "/v1/chat/completions")["request_id"]
+        client.post("/api/feedback", json={"request_id": request_id, "rating": -1}).raise_for_status()
+
+        def queued() -> bool:
+            return int(client.get("/api/platinum:stats").json()["queued"]) > before
+
+        until(queued, within_s=15, what="the candidate waits")
+        assert example_of(client, request_id) is None
+        client.post("/api/config/governor", json={"enabled": True}).raise_for_status()
+        until(lambda: example_of(client, request_id) is not None, within_s=30, what="it is refined")
+        example = example_of(client, request_id)
+
+    assert example is not None
+    assert (example["refined_by"], example["origin"]) == ("ORACLE", "traffic")
+
+
+def refused(client: httpx.Client) -> dict[str, Any]:
+    """What an answer says whose refinement was refused; empty if it was not."""
+    told = asked(client, "/api/complete", refine=True)
+    return told if any("not refined" in d for d in told["degraded"]) else {}
+
+
+def test_nothing_is_kept_of_a_tenant_that_refuses(refining: RunningMesh) -> None:
+    with refining.client(headers={"x-hivemind-tenant": "quiet"}) as client:
+        told = asked(client, "/api/complete", refine=True)
+        client.post("/api/feedback", json={"request_id": told["request_id"], "demonstration": "Paris."})
+
+        def lost() -> bool:
+            ports = [p["metrics"] for n, p in refining.plan["processes"].items() if n.startswith("router")]
+            texts = [httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in ports]
+            lines = [line for text in texts for line in text.splitlines()]
+            return any(float(ln.split()[1]) > 0 for ln in lines if ln.startswith("hivemind_nominations_lost_total"))
+
+        until(lost, within_s=15, what="the demonstration finds no conversation")
+
+    assert any("consent" in d for d in told["degraded"])
+    with refining.client() as client:
+        assert example_of(client, told["request_id"]) is None
+
+
 def test_an_arbiter_that_is_killed_again_and_again_keeps_every_acknowledged_example_once(
     refining: RunningMesh,
 ) -> None:
@@ -90,10 +197,13 @@ def test_an_arbiter_that_is_killed_again_and_again_keeps_every_acknowledged_exam
     with ThreadPoolExecutor(CLIENTS) as pool:
         running = [pool.submit(refine_for_ever, i) for i in range(CLIENTS)]
         try:
-            for _ in range(KILLS):
-                until(_more_than(acknowledged, 15), within_s=60.0, what="examples are acknowledged")
-                refining.kill("arbiter")
-            until(_more_than(acknowledged, 15), within_s=60.0, what="examples are acknowledged after the last death")
+            for victim in VICTIMS:
+                until(_more_than(acknowledged, 30), within_s=60.0, what="examples are acknowledged")
+                if victim == "redis":
+                    refining.redis().kill()
+                else:
+                    refining.kill(victim)
+            until(_more_than(acknowledged, 30), within_s=60.0, what="examples are acknowledged after the last death")
         finally:
             ended.set()
         for future in running:
@@ -103,6 +213,24 @@ def test_an_arbiter_that_is_killed_again_and_again_keeps_every_acknowledged_exam
     assert len(stored) == len(set(stored))
     assert set(acknowledged.values()) <= set(stored)
     assert len(set(acknowledged.values())) == len(acknowledged)
+    assert set(acknowledged.values()) <= delivered(refining, len(stored))
+
+
+def delivered(mesh: RunningMesh, count: int) -> set[str]:
+    """The ids that a consumer group gets, until it has so many."""
+    found: set[str] = set()
+    request = arbiter_pb2.StreamPlatinumRequest(group="learner", consumer="one", max_in_flight=1000)
+    with grpc.insecure_channel(mesh.target) as channel:
+        stub = arbiter_pb2_grpc.ArbiterServiceStub(channel)
+        stream = stub.StreamPlatinum(request, timeout=60)
+        for message in stream:
+            if message.HasField("example"):
+                found.add(message.example.id)
+                stub.AckPlatinum(arbiter_pb2.AckPlatinumRequest(group="learner", sequences=[message.example.sequence]))
+            if len(found) == count:
+                break
+        stream.cancel()
+    return found
 
 
 def _more_than(acknowledged: dict[str, str], more: int) -> Any:
