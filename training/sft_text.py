@@ -192,6 +192,7 @@ def _meta(
         first_sequence=data.first_sequence, last_sequence=data.last_sequence, data_licence=data.licence,
         evaluation=evaluation.figures(),
         hyper_parameters={**asdict(recipe), "seed": config.seed, "backend": backend},
+        scale=evaluation.scale,
     )  # fmt: skip
 
 
