@@ -22,9 +22,11 @@ class LossNotFinite(Exception):
     """The loss became NaN or infinite; nothing of this run is worth keeping."""
 
 
-def planned_steps(samples: int, recipe: Recipe) -> int:
-    """Optimizer steps of a run: as many as the passes take, at most `max_steps`."""
-    return max(1, min(recipe.max_steps, math.ceil(samples * recipe.epochs / recipe.batch_size)))
+def planned_steps(samples: int, tokens: int, recipe: Recipe) -> int:
+    """Optimizer steps of a run: as many as the passes take, at most `max_steps`. Packed, rows count instead of samples;
+    rows are taken to be full."""
+    rows = math.ceil(tokens / recipe.max_seq_length) if recipe.packing else samples
+    return max(1, min(recipe.max_steps, math.ceil(rows * recipe.epochs / recipe.batch_size)))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
