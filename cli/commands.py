@@ -85,7 +85,8 @@ def show_models(console: Console, data: dict[str, Any]) -> None:
 
 
 def governor_body(settings: list[str]) -> dict[str, Any]:
-    """The body of `governor set key=value ...`. `budget=TENANT:DAY:MICROS` and `rate=TENANT:PER_MINUTE` may repeat."""
+    """The body of `governor set key=value ...`. `budget=TENANT:DAY:MICROS`, with `:REFINEMENT` for
+    that purpose, and `rate=TENANT:PER_MINUTE` may repeat."""
     body: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -184,9 +185,10 @@ def _ready(host: str, port: int) -> tuple[bool, str]:
 
 def _budget(value: str) -> dict[str, Any]:
     parts = value.split(":")
-    if len(parts) != 3:
-        raise CommandError(f"budget={value}: give TENANT:DAY:MICROS or TENANT:MONTH:MICROS")
-    return {"tenant": parts[0], "period": parts[1].upper(), "limit_micros": _number(parts[2])}
+    if len(parts) not in (3, 4):
+        raise CommandError(f"budget={value}: give TENANT:DAY:MICROS or TENANT:MONTH:MICROS:REFINEMENT")
+    purpose = {"purpose": parts[3].upper()} if len(parts) == 4 else {}
+    return {"tenant": parts[0], "period": parts[1].upper(), "limit_micros": _number(parts[2]), **purpose}
 
 
 def _number(text: str) -> int:

@@ -73,7 +73,7 @@ def _envoy() -> Part:
 
 
 def _courier(environment: Mapping[str, str]) -> Part:
-    from hivemind.servers.engine.model import INSTALL, Hub, Local, ModelError, resolve_courier
+    from hivemind.servers.common.courier import INSTALL, Hub, Local, ModelError, resolve_courier
 
     adds = "the small model that answers without any key"
     try:

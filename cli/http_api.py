@@ -43,6 +43,18 @@ class MeshApi:
             connection.close()
         raise CommandError("the answer broke off; ask again")
 
+    def lines(self, path: str) -> Iterator[dict[str, Any]]:
+        """The JSON lines of a GET that goes on as long as there is something to tell; CommandError if it breaks off."""
+        connection, answer = self._request("GET", path, None)
+        try:
+            for line in answer:
+                if line.strip():
+                    yield json.loads(line)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise CommandError(f"the answer broke off ({error})") from error
+        finally:
+            connection.close()
+
     def _json(self, method: str, path: str, body: Any) -> Any:
         connection, answer = self._request(method, path, body)
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hivemind.servers.engine.model import Hub, Local, ModelError, Remote, checked_file, resolve_courier
+from hivemind.servers.common.courier import Hub, Local, ModelError, Remote, checked_file, resolve_courier
 from hivemind.training.adapter_files import sync_folder
 from hivemind.training.sft_config import ConfigError, SftConfig
 

@@ -35,7 +35,8 @@ class MeshJudge:
             text = answer["choices"][0]["message"]["content"]
         except (CommandError, KeyError, IndexError, TypeError, ValueError) as error:
             raise JudgeUnavailable(str(error)) from error
-        return _WINNERS.get(parse_verdict(text or ""), "TIE")
+        verdict = parse_verdict(text or "")
+        return _WINNERS.get(verdict.winner, "TIE") if verdict is not None else "TIE"
 
 
 def find_judge(home: Path) -> MeshJudge | None:

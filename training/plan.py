@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from hivemind.servers.engine.model import Hub, Remote, resolve_courier
+from hivemind.servers.common.courier import Hub, Remote, resolve_courier
 from hivemind.training.backend import choose_backend
 from hivemind.training.control_set import control_set
 from hivemind.training.fitting import planned_steps

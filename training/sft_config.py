@@ -17,6 +17,8 @@ CONFIG_FILE: Final = "config.json"
 COURIER: Final = "courier"
 """The base model whose weights every mesh has; another one needs `base_weights`."""
 MIXTURES: Final = ("default",)
+UNUSABLE: Final = 5
+"""The exit code for a configuration or data that cannot be used."""
 Backend = Literal["auto", "unsloth", "cpu"]
 """`auto`: unsloth where CUDA and unsloth are there, else cpu."""
 
@@ -266,3 +268,30 @@ def _refusal(error: ValidationError) -> ConfigError:
     where = ".".join(str(part) for part in first["loc"]) or CONFIG_FILE
     given = "" if first["type"] in ("missing", "json_invalid") else f", not {first['input']!r}"
     return ConfigError(where, f"{first['msg'][:1].lower()}{first['msg'][1:]}{given}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`--check RUN/config.json`: 0 if the run can be started, else 5 and `field: problem` on standard error."""
+    import argparse
+    import sys
+
+    from hivemind.training.data_check import check_data, check_installed
+
+    parser = argparse.ArgumentParser(prog="python -m hivemind.training.sft_config")
+    parser.add_argument("--check", type=Path, required=True, metavar="FILE", help="the config.json of a run")
+    file = parser.parse_args(arguments).check
+    try:
+        config = read_config(file.parent)
+        check(config)
+        check_installed()
+        check_data(config.data)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return UNUSABLE
+    return 0
+
+
+if __name__ == "__main__":
+    from hivemind.training import sft_config  # so that its errors are those that data_check raises
+
+    raise SystemExit(sft_config.main())

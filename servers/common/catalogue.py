@@ -23,6 +23,8 @@ EVERY_ALIAS: Final = ("courier", "master", "oracle", "arbiter", "judge")
 
 MODEL_OUTPUT: Final = "LicenseRef-model-output"
 """The licence of an answer where the operator names none: whatever the provider's terms say of its model's output."""
+AdapterKind = Literal["", "embedded", "lorax", "vllm"]
+"""What a model's endpoints are as servers of LoRA adapters; empty: nobody loads adapters there."""
 
 LIST_PRICES: Final[Mapping[str, tuple[float, float, int, int]]] = {
     "gpt-4o": (2.50, 10.00, 128_000, 16_384),
@@ -88,6 +90,7 @@ class Model:
     max_output_tokens: int = 4096
     timeouts: Timeouts = Timeouts()
     role: str = ""
+    adapters: AdapterKind = ""
     auto: bool = False
     tools: bool = True
     images: bool = False
@@ -170,6 +173,7 @@ class _ModelTable(_Strict):
     max_output_tokens: int = Field(default=4096, gt=0)
     timeouts: _TimeoutsTable = _TimeoutsTable()
     role: str = ""
+    adapters: Literal["embedded", "lorax", "vllm"] | None = None
     auto: bool | None = None
     tools: bool = True
     images: bool = False
@@ -257,6 +261,7 @@ def _model(alias: str, table: _ModelTable, environment: Mapping[str, str]) -> Mo
         max_output_tokens=table.max_output_tokens,
         timeouts=Timeouts(**table.timeouts.model_dump()),
         role=table.role or ("implementer" if alias == COURIER else ""),
+        adapters=table.adapters or (default.adapters if default and not endpoints else ""),
         auto=alias in (COURIER, MASTER) if table.auto is None else table.auto,
         tools=table.tools,
         images=table.images,
@@ -271,7 +276,7 @@ def _courier(environment: Mapping[str, str]) -> Model:
     endpoint = Endpoint(0, (url or DEFAULT_ENGINE_URL).rstrip("/"), environment.get("HIVEMIND_COURIER_MODEL", COURIER))
     return Model(
         alias=COURIER, endpoints=(endpoint,), context_tokens=2048, max_output_tokens=1024, role="implementer",
-        auto=True, tools=False,
+        adapters="" if url == named and named else "embedded", auto=True, tools=False,
     )  # fmt: skip
 
 

@@ -54,25 +54,38 @@ _DETECTORS: Final = (
     _Detector("slack", "SlackDetector", "SLACK_TOKEN", ("xox", "hooks.slack")),
     _Detector("square_oauth", "SquareOAuthDetector", "SQUARE_SECRET", ("sq0csp-",)),
     _Detector("stripe", "StripeDetector", "STRIPE_KEY", ("k_live_",)),
-    _Detector("telegram_token", "TelegramBotTokenDetector", "TELEGRAM_TOKEN", (":",)),
+    _Detector("telegram_token", "TelegramBotTokenDetector", "TELEGRAM_TOKEN", (":aa",)),
     _Detector("twilio", "TwilioKeyDetector", "TWILIO_KEY", ("ac", "sk"), length=_with_digit),
 )
 
 _PASSWORDS: Final = ("password", "passwd", "passphrase", "pwd")
-_NAMES: Final = (*_PASSWORDS, "secret", "key", "token")
-_PASSWORD: Final = rf"(?:{'|'.join(_PASSWORDS)})"
-_NAME: Final = rf"(?:{_PASSWORD[3:-1]}|secret|(?:api|auth|access|account|private|service|client|db)[_ -]?key|token)"
+_KEYS: Final = tuple(
+    f"{kind}{joint}key"
+    for kind in ("api", "auth", "access", "account", "private", "service", "client", "db")
+    for joint in ("_", "-", " ", "")
+)
+_NAMES: Final = (*_PASSWORDS, "secret", "token", *_KEYS)
 _SET_TO: Final = r"[\w-]{0,20}[\"']?\]?[ \t]{0,4}(?::=|=>|={1,3}|:|\bis\b)[ \t]{0,4}"
 _BARE: Final = r"[^\s\"'`,;<>(){}\[\]]"
 _QUOTED: Final = r"([\"'`])([^\s\"'`]{6,200})\1"
+_TOKEN: Final = r"([\w+/=.-]{16,200})(?![(\[{\w])"
+_PRIVATE_KEY: Final = r"(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
+
+
+def _any_of(words: tuple[str, ...]) -> str:
+    return f"(?:{'|'.join(words)})"
+
+
+def _named(kind: str, names: tuple[str, ...], value: str, group: int, length: Callable[[str], int]) -> Rule:
+    """A rule for a value that a name is set to."""
+    pattern = re.compile(_any_of(names) + _SET_TO + value, re.ASCII | re.IGNORECASE)
+    return Rule(kind, pattern, names, group, length, before=0)
+
+
 _OWN: Final = (
     Rule(
         "PRIVATE_KEY",
-        re.compile(
-            r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
-            r".*?(?:-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|\Z)",
-            re.DOTALL,
-        ),
+        re.compile(rf"-----BEGIN {_PRIVATE_KEY}.*?(?:-----END {_PRIVATE_KEY}|\Z)", re.DOTALL),
         ("-----begin ",),
     ),
     Rule("PRIVATE_KEY", re.compile(r"PuTTY-User-Key-File-\d:.*?(?:Private-MAC: \w+|\Z)", re.DOTALL), ("putty-user",)),
@@ -82,23 +95,13 @@ _OWN: Final = (
     Rule("API_KEY", re.compile(r"(?<![\w-])(?:AIza[\w-]{35}|(?:hf|gsk)_[A-Za-z0-9]{30,})"), ("aiza", "hf_", "gsk_")),
     Rule("GITHUB_TOKEN", re.compile(r"(?<![\w-])github_pat_\w{30,}", re.ASCII), ("github_pat_",)),
     Rule("NPM_TOKEN", re.compile(r":_authToken[ \t]{0,4}=[ \t]{0,4}([\w-]{20,200})", re.ASCII), (":_authtoken",), 1),
-    Rule("TOKEN", re.compile(r"\bbearer[ \t]+([\w.~+/=-]{16,})", re.ASCII | re.I), ("bearer",), 1, _with_digit),
-    Rule("PASSWORD", re.compile(_PASSWORD + _SET_TO + _QUOTED, re.I), _PASSWORDS, 2),
-    Rule("SECRET", re.compile(_NAME + _SET_TO + _QUOTED, re.I), _NAMES, 2, _with_digit),
-    Rule(
-        "PASSWORD",
-        re.compile(_PASSWORD + _SET_TO + rf"((?![/~$%]){_BARE}{{6,200}})(?![(\[{{\w])", re.I),
-        _PASSWORDS, 1, _with_digit_and_letter,
-    ),
-    Rule(
-        "SECRET", re.compile(_NAME + _SET_TO + r"([\w+/=.-]{16,200})(?![(\[{\w])", re.ASCII | re.I), _NAMES, 1,
-        _with_digit_and_letter,
-    ),
-    Rule(
-        "SECRET", re.compile(r"key" + _SET_TO + r"[\"'`]?([\w+/=-]{32,200})(?![(\[{\w])", re.ASCII | re.I), ("key",), 1,
-        _with_digit_and_letter,
-    ),
-)  # fmt: skip
+    Rule("TOKEN", re.compile(r"\bbearer[ \t]{1,4}([\w.~+/=-]{16,})", re.ASCII | re.I), ("bearer",), 1, _with_digit, 0),
+    _named("PASSWORD", _PASSWORDS, _QUOTED, 2, len),
+    _named("SECRET", _NAMES, _QUOTED, 2, _with_digit),
+    _named("PASSWORD", _PASSWORDS, rf"((?![/~$%]){_BARE}{{6,200}})(?![(\[{{\w])", 1, _with_digit_and_letter),
+    _named("SECRET", _NAMES, _TOKEN, 1, _with_digit_and_letter),
+    _named("SECRET", ("key",), r"[\"'`]?([\w+/=-]{32,200})(?![(\[{\w])", 1, _with_digit_and_letter),
+)
 
 
 @cache
@@ -108,7 +111,8 @@ def _rules() -> tuple[Rule, ...]:
         module = import_module(f"detect_secrets.plugins.{detector.module}")
         for pattern in getattr(module, detector.name).denylist:
             group = min(detector.group, pattern.groups)
-            found.append(Rule(detector.kind, pattern, detector.needs, group, detector.length))
+            words = tuple(w for w in detector.needs if w in pattern.pattern.lower()) or detector.needs
+            found.append(Rule(detector.kind, pattern, words, group, detector.length))
     return (*found, *_OWN)
 
 

@@ -29,7 +29,7 @@ _NAMED_PHONE = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _IPV4 = re.compile(r"(?<![\w.])(?<!version )(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)", re.ASCII)
-_IPV6 = re.compile(r"(?<![\w:.])[0-9a-f]{1,4}:[0-9a-f:]{2,34}(?![\w.]|:\w)", re.ASCII | re.IGNORECASE)
+_IPV6 = re.compile(r"(?<![\w:.])[23][0-9a-f]{3}:[0-9a-f:]{2,34}(?![\w.]|:\w)", re.ASCII | re.IGNORECASE)
 
 
 def luhn(digits: str) -> bool:
@@ -71,7 +71,7 @@ def _address(text: str) -> int:
         return 0
 
 
-_E_MAIL: Final = (Rule("EMAIL", _EMAIL),)
+_E_MAIL: Final = (Rule("EMAIL", _EMAIL, needs=("@",), before=64),)
 _NUMBERS: Final = (
     Rule("SSN", _SSN),
     Rule("CARD", _CARD, length=_card),

@@ -92,10 +92,9 @@ def _redacted(text: str, rules: Sequence[Rule], names: _Names) -> Redacted:
 def _finds(text: str, rules: Sequence[Rule]) -> Iterator[_Find]:
     lowered = text.lower()
     for rule in rules:
-        if rule.applies(lowered):
-            for begin, end in rule.spans(text):
-                if not _PLACEHOLDER.fullmatch(text, begin, end):
-                    yield _Find(begin, end, rule.kind)
+        for begin, end in rule.spans(text, lowered):
+            if not _PLACEHOLDER.fullmatch(text, begin, end):
+                yield _Find(begin, end, rule.kind)
 
 
 def _merged(finds: Sequence[_Find]) -> list[_Find]:

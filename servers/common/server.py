@@ -23,6 +23,7 @@ from hivemind.servers.common.logs import configure_logs
 from hivemind.servers.common.metrics import RpcMetrics
 from hivemind.servers.common.metrics_http import MetricsHttp
 from hivemind.servers.common.settings import ServerSettings
+from hivemind.servers.common.tasks import end_tasks
 from hivemind.v1 import adapter_registry_pb2, arbiter_pb2, governor_pb2, orchestrator_pb2, router_pb2, trainer_pb2
 
 _log = structlog.get_logger()
@@ -80,8 +81,9 @@ class MeshServer:
         self._settings, self._mesh = settings, mesh
         self._draining = False
         self._health = health_aio.HealthServicer()
+        self._interceptor = MeshInterceptor(_policy(settings), RpcMetrics(mesh.registry))
         self._server = grpc.aio.server(
-            interceptors=[MeshInterceptor(_policy(settings), RpcMetrics(mesh.registry))],
+            interceptors=[self._interceptor],
             options=(*_OPTIONS, ("grpc.max_receive_message_length", settings.max_body + 65536)),
         )
         self._metrics = MetricsHttp(
@@ -126,6 +128,7 @@ class MeshServer:
         self._draining = True
         if self._mesh.on_begin_drain is not None:
             self._mesh.on_begin_drain()
+        self._interceptor.end_watches()
         await self._health.enter_graceful_shutdown()
         if gently:
             await asyncio.sleep(self._settings.drain_delay_s)
@@ -141,9 +144,7 @@ class MeshServer:
         _log.info("stopped")
 
     async def _stop_loops(self) -> None:
-        for task in self._mesh.tasks:
-            task.cancel()
-        await asyncio.gather(*self._mesh.tasks, return_exceptions=True)
+        await end_tasks(*self._mesh.tasks)
 
     def _ready(self) -> tuple[bool, str]:
         if self._draining:

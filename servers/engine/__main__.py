@@ -5,33 +5,51 @@ import signal
 import sys
 
 import structlog
+import uvloop
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from hivemind.servers.common.courier import ModelError, Remote, checked_file, resolve_courier
 from hivemind.servers.common.logs import configure_logs
 from hivemind.servers.common.metrics_http import MetricsHttp
-from hivemind.servers.engine.engine import Engine, EngineOptions
-from hivemind.servers.engine.model import ModelError, Remote, checked_file, resolve_courier
+from hivemind.servers.engine.base_model import BaseModelError, read_base_model
+from hivemind.servers.engine.engine import EngineOptions
+from hivemind.servers.engine.generations import Limits
+from hivemind.servers.engine.server import ServerOptions, running_engine
 from hivemind.servers.engine.settings import EngineSettings
 
 _log = structlog.get_logger()
 
 
-def options_of(settings: EngineSettings) -> EngineOptions:
-    """What to serve; ModelError if there is nothing to."""
+def build(settings: EngineSettings) -> ServerOptions:
+    """What to serve and how; ModelError if there is nothing to."""
     where = resolve_courier(settings.courier)
     if isinstance(where, Remote):
         raise ModelError("HIVEMIND_COURIER names a server, so no engine is needed; unset it to serve a model here")
-    return EngineOptions(
-        model=checked_file(where, settings.home / "cache"),
-        host=settings.host,
-        port=settings.http_port,
-        threads=settings.engine_threads,
-        slots=settings.engine_slots,
-        context=settings.engine_context,
+    model = checked_file(where, settings.home / "cache")
+    try:
+        base = read_base_model(model)
+    except BaseModelError as error:
+        _log.warning("no_adapters", reason=str(error))
+        base = None
+    return ServerOptions(
+        generation=EngineOptions(
+            model=model,
+            host=settings.host,
+            port=settings.http_port,
+            threads=settings.engine_threads,
+            slots=settings.engine_slots,
+            context=settings.engine_context,
+        ),
+        base=base,
+        adapters=settings.adapters,
+        cache=settings.home / "cache" / "adapters",
+        limits=Limits(settings.engine_slots, settings.engine_max_waiting, settings.engine_adapter_mib << 20),
+        timeout_s=settings.engine_timeout_s,
+        max_body=settings.max_body,
     )
 
 
-async def serve(settings: EngineSettings, options: EngineOptions) -> None:
+async def serve(settings: EngineSettings, options: ServerOptions) -> None:
     """Serves until SIGTERM or SIGINT."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -39,18 +57,18 @@ async def serve(settings: EngineSettings, options: EngineOptions) -> None:
         loop.add_signal_handler(number, ended.set)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    loaded = asyncio.Event()
-    health = MetricsHttp(
-        host=settings.host, port=settings.metrics_port, registry=registry,
-        ready=lambda: (loaded.is_set(), "ready" if loaded.is_set() else "the model is being loaded"),
-    )  # fmt: skip
-    await health.start()
-    engine = await asyncio.to_thread(Engine, options)
-    loaded.set()
-    _log.info("serving", http_port=engine.port, metrics_port=health.port, model=options.model.name)
-    await ended.wait()
-    await health.stop()
-    engine.close()
+    async with running_engine(options) as engine:
+        health = MetricsHttp(
+            host=settings.host, port=settings.metrics_port, registry=registry,
+            ready=lambda: (True, "ready") if engine.generations.serving else (False, "the model is being loaded"),
+        )  # fmt: skip
+        await health.start()
+        _log.info("listening", http_port=engine.port, metrics_port=health.port, model=options.generation.model.name)
+        engine.loop.add_done_callback(lambda _: ended.set())
+        await ended.wait()
+        await health.stop()
+        if engine.loop.done():
+            engine.loop.result()  # raises the defect: the supervisor starts this process again
 
 
 def main() -> None:
@@ -58,11 +76,11 @@ def main() -> None:
     settings = EngineSettings()
     configure_logs("engine", settings.log_level)
     try:
-        options = options_of(settings)
+        options = build(settings)
     except ModelError as error:
         print(f"engine: {error}", file=sys.stderr)
         sys.exit(2)
-    asyncio.run(serve(settings, options))
+    uvloop.run(serve(settings, options))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ _LOG_WARNINGS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What is served and how. `context` is in tokens, over all slots."""
+    """What is served and how. `context` is in tokens, over all slots; `adapters` are LoRA adapters as GGUF files."""
 
     model: Path
     host: str
@@ -24,6 +24,7 @@ class EngineOptions:
     threads: int
     slots: int
     context: int
+    adapters: tuple[Path, ...] = ()
 
 
 class Engine:
@@ -43,6 +44,8 @@ class Engine:
         params.n_predict = MAX_TOKENS
         params.verbosity = _LOG_WARNINGS
         params.ui = False
+        # a request names the scale of each; one that names none must get the base model
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in options.adapters]
         self._server = xllamacpp.Server(params)
         self.port = int(self._server.listening_address.rsplit(":", 1)[1])
 

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import orjson
 from prometheus_client import CollectorRegistry
 
 from hivemind.servers.common.catalogue import CatalogueError, environment, load_catalogue
@@ -16,7 +17,10 @@ from hivemind.servers.common.interceptors import CallPolicy
 from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.server import Mesh, main
 from hivemind.servers.common.spend import BudgetBook
+from hivemind.servers.router.adapters import AdapterBook
 from hivemind.servers.router.arbiter_client import ArbiterClient
+from hivemind.servers.router.background import background_completions
+from hivemind.servers.router.carrier import Carrier
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.edge_server import EdgeServer
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
@@ -27,13 +31,15 @@ from hivemind.servers.router.judge import FlipRate
 from hivemind.servers.router.learning import Learning
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.nomination import Nominator
-from hivemind.servers.router.nominations import NominationSender
+from hivemind.servers.router.nominations import Nominations
 from hivemind.servers.router.openai_edge import OpenAIEdge
-from hivemind.servers.router.outbox import RedisOutbox
+from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, RedisOutbox
 from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.recorder import Recorder
+from hivemind.servers.router.registry_client import RegistryClient
 from hivemind.servers.router.service import RouterService
 from hivemind.servers.router.settings import RouterSettings
+from hivemind.servers.router.shadow import Shadows
 from hivemind.servers.router.skills import Skills
 from hivemind.servers.router.upstream_http import HttpUpstream
 from hivemind.v1 import common_pb2, router_pb2_grpc
@@ -59,7 +65,8 @@ def build(settings: RouterSettings) -> Mesh:
     registry = CollectorRegistry()
     metrics = RouterMetrics(registry)
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-    fleet = Fleet(catalogue, clock)
+    adapters = AdapterBook(settings.adapters.resolve())
+    fleet = Fleet(catalogue, clock, adapters)
     redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s, connections=8)
     store = RedisRecordStore(
         redis, retention_s=settings.record_retention_s, conversations=settings.conversations,
@@ -73,15 +80,28 @@ def build(settings: RouterSettings) -> Mesh:
     upstream = HttpUpstream(connections=settings.upstream_connections)
     feedback = RedisFeedbackStore(redis, retention_s=settings.record_retention_s)
     skills = Skills()
-    rng = random.Random()
+    rng, flips = random.Random(), FlipRate(metrics.judge_flips.set)
+    arbiter_channel = peer_channel(settings.arbiter_address)
+    arbiter = ArbiterClient(arbiter_channel, api_key=key, clock=clock)
+    registry_channel = peer_channel(settings.registry_address)
+    adapter_registry = RegistryClient(registry_channel, adapters, api_key=key)
+    name = f"{socket.gethostname()}:{settings.grpc_port}"
+    nominations = Nominations(store, arbiter, on_lost=metrics.nominations_lost.inc)
+    outcomes = RedisOutbox(redis, OUTCOMES, router=name)
+    to_registry = Carrier(outcomes, adapter_registry.deliver)
+    to_arbiter = Carrier(RedisOutbox(redis, NOMINATIONS, router=name), nominations.deliver)
+    refining = GovernorClient(channel, state, server="router", purpose=common_pb2.REFINEMENT, api_key=key)
+    refinement_budgets = BudgetBook(refining, view=lambda: state.refinement, clock=clock)
+    shadows = Shadows(
+        background_completions(fleet, upstream, refinement_budgets, state, clock=clock), refinement_budgets,
+        flips=flips, clock=clock, allowed=lambda: state.refining,
+        tell=lambda found: outcomes.put([orjson.dumps(o) for o in found]),
+    )  # fmt: skip
     learning = Learning(
         Nominator(settings.nominate, rng),
         consents=lambda tenant: tenant not in fleet.catalogue.tenants_without_training,
+        shadow=shadows.consider,
     )
-    arbiter_channel = peer_channel(settings.arbiter_address)
-    arbiter = ArbiterClient(arbiter_channel, api_key=key, clock=clock)
-    outbox = RedisOutbox(redis, router=f"{socket.gethostname()}:{settings.grpc_port}")
-    sender = NominationSender(outbox, store, arbiter, on_lost=metrics.nominations_lost.inc)
     completions = Completions(
         fleet=fleet,
         upstream=upstream,
@@ -92,7 +112,7 @@ def build(settings: RouterSettings) -> Mesh:
         metrics=metrics,
         clock=clock,
         gate=Gate(),
-        flips=FlipRate(metrics.judge_flips.set),
+        flips=flips,
         explore=settings.explore,
         rng=rng,
         skill=skills.of,
@@ -107,11 +127,14 @@ def build(settings: RouterSettings) -> Mesh:
     service = RouterService(completions, store, recorder, feedback, arbiter, clock=clock)
 
     async def on_stop() -> None:
+        await shadows.close()
         await budgets.close()
+        await refinement_budgets.close()
         await recorder.flush()
         await upstream.close()
         await channel.close()
         await arbiter_channel.close()
+        await registry_channel.close()
         await redis.aclose()
 
     def begin_drain() -> None:
@@ -125,10 +148,13 @@ def build(settings: RouterSettings) -> Mesh:
         run=(
             server.run,
             recorder.run,
-            sender.run,
+            to_arbiter.run,
+            to_registry.run,
+            adapter_registry.watch,
             governor.watch,
             watch.run,
             lambda: budgets.run(settings.spend_flush_s),
+            lambda: refinement_budgets.run(settings.spend_flush_s),
             lambda: feedback.follow(skills, settings.skills_poll_s),
         ),
         on_begin_drain=begin_drain,

@@ -16,6 +16,7 @@ from hivemind.servers.common.catalogue import MASTER, Catalogue, Endpoint, Model
 from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.spend import BudgetBook
 from hivemind.servers.common.tokens import text_tokens
+from hivemind.servers.router.adapters import Choice, answered_with
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.gate.taxonomy import Taxonomy
@@ -29,8 +30,8 @@ from hivemind.servers.router.roles import RoleFailed
 from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
 from hivemind.servers.router.sse import BrokenStream, ChatStream, EventSplitter, error_text, first_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
-from hivemind.servers.router.strategy_calls import Listener, StrategyCaller, StrategyStream, composed
-from hivemind.servers.router.work import Answer, UpstreamRefused, Work
+from hivemind.servers.router.strategy_calls import Audience, StrategyCaller, StrategyStream, composed, relayed
+from hivemind.servers.router.work import Answer, BrokenOff, UpstreamRefused, Work
 
 PATH: Final = "/chat/completions"
 MAX_ANSWER_BYTES: Final = 64 << 20
@@ -125,7 +126,7 @@ class Completions:
             if decision.strategy == SINGLE:
                 answer: Answer = await self._first_that_answers(work, decision.options, self._plain_call)
                 return answer
-            return await self.by_strategy(work, decision, _nobody_listens)
+            return await self.by_strategy(work, decision, None)
         except BaseException as error:
             self.fail(work, error)
             raise
@@ -143,30 +144,43 @@ class Completions:
             self.fail(work, error)
             raise
 
-    async def by_strategy(self, work: Work, decision: Decision, listener: Listener) -> Answer:
-        """Answers by several calls; where they fail, by one, if the request was for `auto`."""
+    async def by_strategy(self, work: Work, decision: Decision, audience: Audience | None) -> Answer:
+        """Answers by several calls; where they fail, by one, if the request was for `auto`.
+
+        `audience`: the client, where it streams. Once it has words of the answer nothing takes its place.
+        """
         option = decision.chosen
         singles = [o for o in decision.options if o.strategy == SINGLE]
         strategy = option.strategy
         try:
             work.hold = await self._budgets.hold(work.request.tenant, option.cost_micros)
             work.option = option
-            return await self._run_strategy(work, option, listener)
+            return await self._run_strategy(work, option, audience)
+        except BrokenOff:
+            raise
         except (MeshError, RoleFailed) as error:
             if isinstance(error, MeshError) and (work.request.refuse_on_budget or error.reason == "DEADLINE_PASSED"):
                 raise
             why = f"{strategy} by {option.model.alias} failed: {error}"
             work.hold.settle(work.record.cost_micros)
+            self._time_left(work.request)
             if not singles:
                 if isinstance(error, MeshError):
                     raise
                 raise MeshError("UPSTREAM_FAILED", why) from error
             work.record.degraded.append(f"{why}; one call answered instead")
-            single: Answer = await self._first_that_answers(work, singles, self._plain_call)
-            return single
+            return await self._by_one_call(work, singles, audience)
 
-    async def _run_strategy(self, work: Work, option: Option, listener: Listener) -> Answer:
-        caller = StrategyCaller(self, work, option, listener)
+    async def _by_one_call(self, work: Work, singles: Sequence[Option], audience: Audience | None) -> Answer:
+        if audience is None:
+            answer: Answer = await self._first_that_answers(work, singles, self._plain_call)
+            return answer
+        stream: OpenStream = await self._first_that_answers(work, singles, self._open_stream)
+        text = await relayed(stream, audience)
+        return composed(work, text, stream.chat.model, stream.chat.finish_reason)
+
+    async def _run_strategy(self, work: Work, option: Option, audience: Audience | None) -> Answer:
+        caller = StrategyCaller(self, work, option, audience)
         catalogue = self.fleet.catalogue
         judging = next((m for m in map(catalogue.get, ("judge", "arbiter", MASTER)) if m is not None), None)
         task = Task(
@@ -176,6 +190,7 @@ class Completions:
         outcome = await BY_NAME[option.strategy](task, caller)
         record = work.record
         record.degraded += outcome.degraded
+        record.judged = outcome.judged
         work.text, work.agreement, work.alternatives = outcome.text, outcome.agreement, outcome.alternatives
         work.hold.settle(record.cost_micros)
         self._end(work, "OK")
@@ -184,11 +199,17 @@ class Completions:
 
     async def piece(self, work: Work, part: Work, model: Model) -> dict[str, Any]:
         """One call of a strategy: its parsed answer. What it cost is booked and added to the record of `work`."""
+        parsed: dict[str, Any] = await self._piece(work, part, model, self._piece_call)
+        return parsed
+
+    async def open_piece(self, work: Work, part: Work, model: Model) -> "OpenStream":
+        """One call of a strategy whose words are the answer: a stream. Its cost is booked when it is closed."""
+        stream: OpenStream = await self._piece(work, part, model, self._open_stream)
+        return stream
+
+    async def _piece(self, work: Work, part: Work, model: Model, call: Callable[..., Any]) -> Any:
         try:
-            parsed: dict[str, Any] = await self._try_endpoints(
-                part, Option(model, 0), self._piece_call, alternatives=False
-            )
-            return parsed
+            return await self._try_endpoints(part, Option(model, 0), call, alternatives=False)
         except asyncio.CancelledError:
             prompt_only = Tokens(part.request.prompt.expected, 0, estimated=True)
             mine = [
@@ -208,10 +229,7 @@ class Completions:
     def _add_piece(self, part: Work, model: Model, entry: Call, tokens: Tokens) -> None:
         record, first = part.record, not part.record.usage.prompt
         entry.usage, entry.cost_micros = tokens, model.cost_micros(tokens.prompt, tokens.completion)
-        usage = record.usage
-        record.usage = Tokens(
-            usage.prompt + tokens.prompt, usage.completion + tokens.completion, usage.estimated or tokens.estimated
-        )
+        record.usage += tokens
         record.cost_micros += entry.cost_micros
         master = self.fleet.catalogue.get(MASTER)
         saved_against = 0
@@ -236,9 +254,14 @@ class Completions:
         call.error = "" if outcome == "OK" else stream.problem or outcome
         breaker = self.fleet.breaker(call.alias, stream.endpoint)
         if outcome == "UPSTREAM_FAILED":
+            call.failed = True
             breaker.fail(call.error)
         else:
             breaker.succeed()
+        if work.option is None:  # a call of a strategy, whose request goes on
+            work.ended = True
+            self._add_piece(work, stream.model, call, tokens)
+            return
         self._account(work, call, tokens)
         work.text = "".join(stream.chat.texts)
         self._end(work, outcome)
@@ -273,6 +296,7 @@ class Completions:
 
         decision = decide(request, states, situation(policy, explore), self._rng)
         record.policy, record.propensity = policy.name, decision.propensity
+        record.estimate = None if estimate is None else (estimate.weak, estimate.strong)
         if policy.shadow:
             try:
                 other = decide(request, states, situation(catalogue.policies[policy.shadow], 0.0))
@@ -332,7 +356,12 @@ class Completions:
 
     async def _try_endpoints(self, work: Work, option: Option, call: Callable[..., Any], *, alternatives: bool) -> Any:
         model = option.model
-        endpoints = self.fleet.in_turn(model)
+        choice = Choice("", self.fleet.in_turn(model))
+        if choice.endpoints and model.role:
+            choice = self.fleet.adapters.choose(model, work.request, choice.endpoints)
+            if choice.note:
+                work.record.degraded.append(choice.note)
+        endpoints = choice.endpoints
         if not endpoints:
             wait = max(0.1, self.fleet.resting_s(model))
             message = f"every endpoint of {model.alias} rests after failures ({self._last_error(model)})"
@@ -343,7 +372,8 @@ class Completions:
             endpoint = endpoints[attempt % len(endpoints)]
             patient = not alternatives and len(endpoints) == 1
             try:
-                return await self._attempt(work, model, endpoint, template.fill(endpoint.model), call, patient=patient)
+                body = template.fill(self.fleet.adapters.name_at(model, endpoint, choice.adapter))
+                return await self._attempt(work, model, endpoint, choice, body, call, patient=patient)
             except _AttemptFailed as failure:
                 failed = failure
                 last = attempt + 1 == MAX_ATTEMPTS or (alternatives and attempt + 1 >= len(endpoints))
@@ -369,12 +399,20 @@ class Completions:
         return left
 
     async def _attempt(
-        self, work: Work, model: Model, endpoint: Endpoint, body: bytes, call: Callable[..., Any], *, patient: bool
+        self,
+        work: Work,
+        model: Model,
+        endpoint: Endpoint,
+        choice: Choice,
+        body: bytes,
+        call: Callable[..., Any],
+        *,
+        patient: bool,
     ) -> Any:
         breaker = self.fleet.breaker(model.alias, endpoint)
         entry = Call(
             model.alias, f"{endpoint.number}:{endpoint.host}", time.time(), role=work.role, model=endpoint.model,
-            prompt_version=work.prompt_version,
+            prompt_version=work.prompt_version, adapter=choice.adapter, adapter_role=model.role, unit=choice.unit,
         )  # fmt: skip
         work.record.calls.append(entry)
         called = self.clock()
@@ -382,7 +420,7 @@ class Completions:
         try:
             return await call(work, model, endpoint, body, entry, patient)
         except _AttemptFailed as failure:
-            entry.error = str(failure)
+            entry.error, entry.failed = str(failure), failure.endpoints_fault
             if failure.endpoints_fault:
                 breaker.fail(entry.error)
             else:
@@ -430,6 +468,7 @@ class Completions:
         self.fleet.breaker(model.alias, endpoint).succeed()
         entry.latency_s = self.clock() - called
         entry.model = text_of(parsed.get("model")) or entry.model
+        entry.adapter = answered_with(entry.adapter, response.header("X-Adapter-Id"))
         return raw, parsed
 
     async def _open_stream(
@@ -455,6 +494,7 @@ class Completions:
         except BaseException:
             _close(response)
             raise
+        entry.adapter = answered_with(entry.adapter, response.header("X-Adapter-Id"))
         now = self.clock()
         entry.first_token_s = now - called
         work.record.first_token_s = now - work.request.arrived
@@ -486,21 +526,26 @@ class Completions:
         model, record, request = option.model, work.record, work.request
         call.usage, call.cost_micros = tokens, model.cost_micros(tokens.prompt, tokens.completion)
         work.hold.settle(call.cost_micros)
-        record.usage, record.cost_micros = tokens, call.cost_micros
+        first = not record.usage.prompt  # a strategy that failed before may have spent something
+        record.usage += tokens
+        record.cost_micros += call.cost_micros
         master = self.fleet.catalogue.get(MASTER)
-        if master is not None:
-            record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
+        saved_against = 0
+        if master is not None and first:
+            saved_against = record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
         self.fleet.note(model.alias, latency_s=call.latency_s, cost=call.cost_micros, upper=option.cost_micros)
         self._budgets.book(
             request.tenant, model.alias, cost_micros=call.cost_micros, prompt_tokens=tokens.prompt,
             completion_tokens=tokens.completion,
-            master_cost=call.cost_micros if record.master_cost_micros is None else record.master_cost_micros,
+            master_cost=saved_against if master is not None else call.cost_micros,
         )  # fmt: skip
         if record.chosen_model != model.alias:
             record.chosen_model = model.alias
 
     def fail(self, work: Work, error: BaseException) -> None:
-        """Accounts for a request that ends without an answer."""
+        """Accounts for a request that ends without an answer, unless that is done."""
+        if work.ended:
+            return
         outcome = _outcome_of(error)
         if outcome in ("CANCELLED", "DEADLINE_PASSED") and work.option is not None and work.record.calls:
             # the model server has read the prompt and will ask for its price
@@ -769,7 +814,3 @@ def _outcome_of(error: BaseException) -> str:
 def _close(response: UpstreamResponse | None) -> None:
     if response is not None:
         response.close()
-
-
-def _nobody_listens(role: str, note: str) -> None:
-    """Progress of a strategy whose client waits for the whole answer."""

@@ -12,19 +12,20 @@ from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.feedback import Feedback, expected_quality, judged_alias
 from hivemind.servers.router.nomination import after_feedback
-from hivemind.servers.router.outbox import OUTBOX, PUT
+from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, PUT
+from hivemind.servers.router.outcomes import rated
 from hivemind.servers.router.records import Record
-from hivemind.servers.router.skills import DECAY, Opinions, Skills
+from hivemind.servers.router.skill_store import LEARN, SKILLS, field_of, key_of, opinions_of
+from hivemind.servers.router.skills import Skills
 
 _log = structlog.get_logger()
 
 STREAM: Final = "router:feedback"
 OPINIONS_MAX: Final = 32
-_SKILLS: Final = "router:skills"
 _OF_REQUEST: Final = "router:feedback:"
-_FIELDS_MAX: Final = 50_000
 _ADD: Final = (
     PUT
+    + LEARN
     + """
 local before = redis.call('HGET', KEYS[1], ARGV[1])
 if before then return before end
@@ -34,16 +35,9 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 local now = redis.call('TIME')
 local oldest = string.format('%d', (tonumber(now[1]) - tonumber(ARGV[3])) * 1000)
 redis.call('XADD', KEYS[2], 'MINID', '~', oldest, '*', 'f', ARGV[5])
-if ARGV[7] ~= '' then
-  local counts = redis.call('HGET', KEYS[3], ARGV[6])
-  if counts or redis.call('HLEN', KEYS[3]) < tonumber(ARGV[9]) then
-    local count, surplus = string.match(counts or '0 0', '(%S+) (%S+)')
-    local decay = tonumber(ARGV[8])
-    count, surplus = tonumber(count) * decay + 1, tonumber(surplus) * decay + tonumber(ARGV[7])
-    redis.call('HSET', KEYS[3], ARGV[6], string.format('%.6f %.6f', count, surplus))
-  end
-end
-if ARGV[10] ~= '' then put(KEYS[4], ARGV[10]) end
+if ARGV[7] ~= '' then learn(KEYS[3], ARGV[6], 1, tonumber(ARGV[7])) end
+if ARGV[8] ~= '' then put(KEYS[4], ARGV[8]) end
+if ARGV[9] ~= '' then put(KEYS[5], ARGV[9]) end
 return ARGV[2]
 """
 )
@@ -63,16 +57,19 @@ class RedisFeedbackStore:
             {"request_id": record.request_id, "tenant": record.tenant, "domain": record.domain,
              "kind": feedback.kind, "value": feedback.value, "created": feedback.created}
         )  # fmt: skip
-        field = "\t".join((record.tenant, judged_alias(record), record.domain))
+        field = field_of(record.tenant, judged_alias(record), record.domain)
         expected = expected_quality(record)
+        outcome = rated(record, int(feedback.value)) if feedback.kind == "rating" else None
         nomination = after_feedback(record.request_id, feedback.kind, feedback.value)
         surplus = "" if feedback.verdict is None or expected is None else f"{feedback.verdict - expected:.6f}"
         args: list[Any] = [
-            key, stored, self._retention_s, OPINIONS_MAX, exported, field, surplus, DECAY, _FIELDS_MAX,
+            key, stored, self._retention_s, OPINIONS_MAX, exported, field, surplus,
             b"" if nomination is None else orjson.dumps(nomination),
+            b"" if outcome is None else orjson.dumps(outcome),
         ]  # fmt: skip
+        keys = [_OF_REQUEST + record.request_id, STREAM, SKILLS, NOMINATIONS, OUTCOMES]
         with store_errors():
-            found = await self._add(keys=[_OF_REQUEST + record.request_id, STREAM, _SKILLS, OUTBOX], args=args)
+            found = await self._add(keys=keys, args=args)
         if not found:
             raise invalid_field("request_id", f"{OPINIONS_MAX} opinions on this request are stored already")
         return Feedback(**orjson.loads(found))
@@ -91,18 +88,8 @@ class RedisFeedbackStore:
         while True:
             try:
                 with store_errors():
-                    found: Any = await self._redis.hgetall(_SKILLS)
-                skills.replace({_key(k): _opinions(v) for k, v in found.items()})
+                    found: Any = await self._redis.hgetall(SKILLS)
+                skills.replace({key_of(k): opinions_of(v) for k, v in found.items()})
             except MeshError as error:
                 _log.warning("skills_wait", reason=error.reason)
             await asyncio.sleep(interval_s)
-
-
-def _key(field: bytes) -> tuple[str, str, str]:
-    tenant, alias, domain = field.decode().split("\t")
-    return tenant, alias, domain
-
-
-def _opinions(value: bytes) -> Opinions:
-    count, surplus = value.split()
-    return Opinions(float(count), float(surplus))

@@ -1,10 +1,12 @@
-"""The model servers as they are now: the catalogue in force, a breaker per endpoint, a moving latency per alias."""
+"""The model servers as they are now: the catalogue in force, a breaker per endpoint, a moving latency per alias,
+and the adapters of each role."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from hivemind.servers.common.catalogue import Catalogue, Endpoint, Model
+from hivemind.servers.router.adapters import AdapterBook
 from hivemind.servers.router.breaker import Breaker
 from hivemind.servers.router.selector import ModelState
 
@@ -27,6 +29,7 @@ class Fleet:
 
     catalogue: Catalogue
     clock: Callable[[], float]
+    adapters: AdapterBook = field(default_factory=AdapterBook)
     _breakers: dict[tuple[str, str, str], Breaker] = field(default_factory=dict)
     _seen: dict[str, _Seen] = field(default_factory=dict)
 
@@ -76,4 +79,6 @@ class Fleet:
         seen = self._seen.get(model.alias)
         available = any(self.breaker(model.alias, e).allows() for e in model.endpoints)
         latency = seen.latency_s if seen is not None and seen.answers >= _ENOUGH else None
-        return ModelState(model, available, latency, seen.cost_ratio if seen is not None else 1.0)
+        ratio = seen.cost_ratio if seen is not None else 1.0
+        registered = self.adapters.registered(model.role) if model.role else ()
+        return ModelState(model, available, latency, ratio, registered)

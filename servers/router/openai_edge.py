@@ -30,9 +30,9 @@ from hivemind.servers.router.json_splice import append_member
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.openai_request import ChatRequest, read_chat_request
 from hivemind.servers.router.request import Request
-from hivemind.servers.router.sse import error_text, is_usage_only, text_of
-from hivemind.servers.router.strategy_calls import Progress, StrategyStream
-from hivemind.servers.router.work import Answer, UpstreamRefused
+from hivemind.servers.router.sse import error_text, first_text, is_usage_only, text_of
+from hivemind.servers.router.strategy_calls import Delta, Progress, StrategyStream, completion_id
+from hivemind.servers.router.work import Answer, UpstreamRefused, Work
 
 _log = structlog.get_logger()
 
@@ -157,7 +157,7 @@ class OpenAIEdge:
         self, stream: StrategyStream, send: Send, client: "_ClientWatch", *, withhold_usage: bool
     ) -> None:
         """Comments while a strategy works, then its answer as chunks. An error after the first byte is told in band."""
-        record = stream.work.record
+        record, spoken = stream.work.record, False
         await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS, _NO_CACHE, *headers(record)]})
         last = b""
         try:
@@ -166,11 +166,16 @@ class OpenAIEdge:
                     if isinstance(event, Progress):
                         note = " ".join(f"{event.role}: {event.note}".split())
                         await send({"type": "http.response.body", "body": f": {note}\n\n".encode(), "more_body": True})
+                    elif isinstance(event, Delta):
+                        body = _spoken(stream.work, event, first=not spoken)
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                        spoken = True
                     elif event is None:
                         await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
                     else:
                         await self._arbiter.refine(event.work)
-                        last = _as_chunks(event, usage=not withhold_usage)
+                        rest = _last_chunks(event, usage=not withhold_usage)
+                        last = rest if spoken else _spoken(event.work, _whole(event), first=True) + rest
         except MeshError as error:
             last = error_event(error, record.request_id)
         client.disarm()
@@ -222,7 +227,10 @@ class OpenAIEdge:
         return b"".join(pieces)
 
     def _models(self) -> dict[str, Any]:
-        names = ["auto", *self._completions.fleet.catalogue.models]
+        fleet = self._completions.fleet
+        names = ["auto", *fleet.catalogue.models]
+        for model in fleet.catalogue.models.values():
+            names += [f"{model.alias}:{adapter}" for adapter in fleet.adapters.registered(model.role)]
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "hivemind"} for name in names]
         return {"object": "list", "data": data}
 
@@ -268,20 +276,38 @@ async def _relay(stream: OpenStream, send: Send, *, withhold_usage: bool) -> Non
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def _as_chunks(answer: Answer, *, usage: bool) -> bytes:
-    """A whole answer as the events of a stream, `[DONE]` included."""
+def _whole(answer: Answer) -> Delta:
+    """An answer that comes all at once."""
+    return Delta(first_text(answer.parsed), text_of(answer.parsed["model"]))
+
+
+def _spoken(work: Work, words: Delta, *, first: bool) -> bytes:
+    """Words of a strategy's answer as an event."""
+    delta = {"role": "assistant", "content": words.text} if first else {"content": words.text}
+    return _event(_head(work, words.model) | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+
+
+def _last_chunks(answer: Answer, *, usage: bool) -> bytes:
+    """What comes after the words of a strategy's answer, `[DONE]` included."""
     parsed = answer.parsed
-    head = {k: parsed[k] for k in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    choice = parsed["choices"][0]
-    delta = {"role": "assistant", "content": choice["message"]["content"]}
-    chunks: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
-        {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]},
-    ]
+    head, reason = _head(answer.work, text_of(parsed["model"])), parsed["choices"][0]["finish_reason"]
+    chunks = [_event(head | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})]
     if usage:
-        chunks.append({**head, "choices": [], "usage": parsed["usage"]})
-    chunks.append({**head, "choices": [], "hivemind": about(answer.work, text_of(parsed["model"]))})
-    return b"".join(b"data: %b\n\n" % orjson.dumps(chunk) for chunk in chunks) + _DONE
+        chunks.append(_event(head | {"choices": [], "usage": parsed["usage"]}))
+    chunks.append(_event(head | {"choices": [], "hivemind": about(answer.work, head["model"])}))
+    return b"".join(chunks) + _DONE
+
+
+def _head(work: Work, model: str) -> dict[str, Any]:
+    """The members that all chunks of a strategy's answer share."""
+    return {
+        "id": completion_id(work), "object": "chat.completion.chunk", "created": int(work.request.created),
+        "model": model,
+    }  # fmt: skip
+
+
+def _event(chunk: Mapping[str, Any]) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(chunk)
 
 
 def _last_chunk(stream: OpenStream) -> bytes:
@@ -295,7 +321,7 @@ def _last_chunk(stream: OpenStream) -> bytes:
         "choices": [],
         "hivemind": about(stream.work, chat.model),
     }
-    return b"data: %b\n\n" % orjson.dumps(chunk)
+    return _event(chunk)
 
 
 async def _send_json(

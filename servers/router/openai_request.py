@@ -12,6 +12,7 @@ from hivemind.servers.common.tokens import PromptSize, count_images, prompt_size
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.request import Body, Hints
 
+DOMAIN_MAX: Final = 64
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 _NUMBERS: Final = (("temperature", 0, 2), ("top_p", 0, 1), ("frequency_penalty", -2, 2), ("presence_penalty", -2, 2))
 _WHOLE: Final = (("max_tokens", 1), ("max_completion_tokens", 1), ("n", 1), ("top_logprobs", 0), ("seed", None))
@@ -189,6 +190,8 @@ def check_hints(hints: Hints, prefix: str) -> Hints:
         raise invalid_field(prefix + "max_cost_micros", "must not be negative")
     if hints.max_latency_s is not None and hints.max_latency_s <= 0:
         raise invalid_field(prefix + "max_latency", "must be longer than 0 s")
+    if len(hints.domain) > DOMAIN_MAX or not hints.domain.isprintable():
+        raise invalid_field(prefix + "domain", f"must be a printable text of at most {DOMAIN_MAX} characters")
     return hints
 
 

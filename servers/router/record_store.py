@@ -1,9 +1,11 @@
 """Records in Redis: a stream, newest last, and a key per id that names the entry. Both end after the retention.
 
-Conversations lie in a stream of their own, bounded in age and number; nominations go into the outbox to the Arbiter in
-the same script, so that none is lost between the two.
+Conversations lie in a stream of their own, bounded in age and number. Nominations go into the outbox to the Arbiter,
+and the Judge's lessons into the counts of opinions, in the same script, so that none is lost between the two. A batch
+that is stored once more, because its first answer got lost, teaches nothing again.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import orjson
@@ -12,28 +14,35 @@ from redis.asyncio import Redis
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.conversation import Conversation
-from hivemind.servers.router.outbox import OUTBOX, PUT
+from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, PUT
 from hivemind.servers.router.recorder import Entry
 from hivemind.servers.router.records import Record
+from hivemind.servers.router.skill_store import LEARN, SKILLS, field_of
 
 STREAM: Final = "router:requests"
 CONVERSATIONS: Final = "router:conversations"
 _INDEX: Final = "router:request:"
 _APPEND: Final = (
     PUT
+    + LEARN
     + """
 local now = redis.call('TIME')
 local function since(seconds) return string.format('%d', (tonumber(now[1]) - tonumber(seconds)) * 1000) end
 local retention, kept_for, kept_most = ARGV[1], ARGV[2], ARGV[3]
 local talks = false
-for i = 4, #ARGV, 4 do
+for i = 4, #ARGV, 6 do
   local ids = redis.call('XADD', KEYS[1], 'MINID', '~', since(retention), '*', 'r', ARGV[i + 1])
   if ARGV[i + 2] ~= '' then
     talks = true
     ids = ids .. ' ' .. redis.call('XADD', KEYS[2], 'MAXLEN', '~', kept_most, '*', 'c', ARGV[i + 2])
   end
-  redis.call('SET', ARGV[i], ids, 'EX', retention, 'NX')
+  if redis.call('SET', ARGV[i], ids, 'EX', retention, 'NX') and ARGV[i + 4] ~= '' then
+    for _, l in ipairs(cjson.decode(ARGV[i + 4])) do learn(KEYS[4], l[1], l[2], l[3]) end
+  end
   if ARGV[i + 3] ~= '' then put(KEYS[3], ARGV[i + 3]) end
+  if ARGV[i + 5] ~= '' then
+    for _, letter in ipairs(cjson.decode(ARGV[i + 5])) do put(KEYS[5], letter) end
+  end
 end
 if talks then redis.call('XTRIM', KEYS[2], 'MINID', '~', since(kept_for)) end
 return redis.status_reply('OK')
@@ -58,9 +67,11 @@ class RedisRecordStore:
                 orjson.dumps(entry.record),
                 b"" if entry.conversation is None else orjson.dumps(entry.conversation),
                 b"" if entry.nomination is None else orjson.dumps(entry.nomination),
+                orjson.dumps(list(_lessons(entry))) if entry.lessons else b"",
+                orjson.dumps([orjson.dumps(o).decode() for o in entry.outcomes]) if entry.outcomes else b"",
             )
         with store_errors():
-            await self._append(keys=[STREAM, CONVERSATIONS, OUTBOX], args=args)
+            await self._append(keys=[STREAM, CONVERSATIONS, NOMINATIONS, SKILLS, OUTCOMES], args=args)
 
     async def get(self, request_id: str) -> Record | None:
         """See ports.RecordStore."""
@@ -97,6 +108,13 @@ class RedisRecordStore:
                 if len(records) == page_size:
                     break
         return records, last
+
+
+def _lessons(entry: Entry) -> Iterator[tuple[str, float, float]]:
+    """Field, weight and surplus of each, as the script takes them."""
+    record = entry.record
+    for lesson in entry.lessons:
+        yield field_of(record.tenant, lesson.alias, record.domain), lesson.weight, lesson.surplus
 
 
 def _record(fields: Any) -> Record:

@@ -11,7 +11,9 @@ import structlog
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.router.conversation import Conversation, redacted
 from hivemind.servers.router.nomination import Nomination
+from hivemind.servers.router.outcomes import Outcome
 from hivemind.servers.router.records import Record
+from hivemind.servers.router.skills import Lesson
 
 _log = structlog.get_logger()
 
@@ -23,11 +25,14 @@ BATCH_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record, with the conversation where it is kept, and its nomination where there is one."""
+    """A record, with the conversation where it is kept, its nomination, what it taught of models, and what was seen of
+    adapters, if anything."""
 
     record: Record
     conversation: Conversation | None = None
     nomination: Nomination | None = None
+    lessons: tuple[Lesson, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
 
 class EntryStore(Protocol):
@@ -51,7 +56,7 @@ class Recorder:
             self._waiting.popleft()
             self._on_drop(1)
         if entry.conversation is not None and len(self._waiting) >= TALKS_WAITING_MAX:
-            entry = Entry(entry.record)
+            entry = replace(entry, conversation=None)
         self._waiting.append(entry)
         self._arrived.set()
 

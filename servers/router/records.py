@@ -12,6 +12,9 @@ class Tokens:
     completion: int = 0
     estimated: bool = False
 
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.completion + other.completion, self.estimated or other.estimated)
+
 
 @dataclass(slots=True)
 class Call:
@@ -30,6 +33,12 @@ class Call:
     usage: Tokens = field(default_factory=Tokens)
     cost_micros: int = 0
     error: str = ""
+    failed: bool = False
+    """Whether it was the model server that failed, and not the client or the request."""
+    adapter_role: str = ""
+    """The role whose adapter (`adapter`, or the base model) answered; empty for models without one."""
+    unit: str = ""
+    """What the role's split assigned the adapter by; empty where the split did not choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,19 @@ class Shadow:
     strategy: str
     chosen_model: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How the Judge found one proposal: its share of points in pairs (1 a win, 1/2 a tie), and its mean rubric score.
+
+    `against_others`: the same share against proposals of other aliases only. None: no such comparison, no score.
+    """
+
+    alias: str
+    points: float
+    against_others: float | None = None
+    score: float | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +105,9 @@ class Record:
     policy: str = ""
     shadow: Shadow | None = None
     nomination: str = ""
+    judged: tuple[Judged, ...] = ()
+    estimate: tuple[float, float] | None = None
+    """P(good enough) of courier and master by the quality gate itself, before anything else moved it."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
@@ -90,6 +115,7 @@ class Record:
         known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
         known["candidates"] = tuple(Candidate(**c) for c in known.get("candidates", ()))
         known["shadow"] = Shadow(**known["shadow"]) if known.get("shadow") else None
+        known["judged"] = tuple(Judged(**j) for j in known.get("judged", ()))
         known["usage"] = Tokens(**known.get("usage", {}))
         known["calls"] = [Call(**{**c, "usage": Tokens(**c["usage"])}) for c in known.get("calls", ())]
         return cls(**known)

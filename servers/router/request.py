@@ -84,6 +84,11 @@ class Request:
         return self.model.partition(":")[0]
 
     @property
+    def adapter(self) -> str:
+        """The adapter asked for by name, `base` for none of them, empty where the role's split chooses."""
+        return self.model.partition(":")[2]
+
+    @property
     def question(self) -> str:
         """The text of the last message of the user, for the quality gate."""
         for message in reversed(self.messages):

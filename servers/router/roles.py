@@ -53,6 +53,14 @@ class Caller(Protocol):
     ) -> Reply:
         """One call; RoleFailed if it fails or the budget does not reach."""
 
+    async def speak(
+        self, role: str, model: Model, messages: Sequence[Message], *, prompt: Prompt | None = None
+    ) -> Reply:
+        """As `ask`, for words that are the answer itself: a client that streams gets them as they come.
+
+        RoleFailed as long as it has got none. What breaks after that is no RoleFailed: a strategy cannot cure it.
+        """
+
     def time_left_s(self) -> float:
         """Seconds to the deadline."""
 

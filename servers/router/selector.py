@@ -18,7 +18,7 @@ from typing import Final
 
 from hivemind.servers.common.catalogue import COURIER, EVERY_ALIAS, MASTER, Model
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field
-from hivemind.servers.router.gate.model import FAR_GAIN, Estimate
+from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.records import Candidate
 from hivemind.servers.router.request import Request
 
@@ -32,6 +32,8 @@ VOTES: Final = 5
 PROPOSERS: Final = 3
 ROUNDS: Final = 2
 ITEMS_MAX: Final = 8
+ITEM_BYTES: Final = 4_000
+"""Most bytes of a named sub-task: with a role's instructions it stays within INNER_BYTES."""
 LIFT: Final[Mapping[str, float]] = {"vote": 0.05, "committee": 0.08, "debate": 0.06, "clone_dispatch": 0.02}
 """Expected gain at p = 0.5, cautious readings of self-consistency, Mixture-of-Agents and multi-agent debate."""
 THOROUGH_ABOVE: Final = 0.6
@@ -53,6 +55,8 @@ class ModelState:
     latency_s: float | None = None
     cost_ratio: float = 1.0
     """The largest ratio seen of what a call cost to its upper estimate, at least 1."""
+    adapters: Sequence[str] = ()
+    """The adapters that can be asked for by name."""
 
 
 Skill = Callable[[str, str, float], float]
@@ -84,7 +88,10 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to answer, and the upper estimate of what it costs in micro-USD. `team`: the proposers of a committee."""
+    """One way to answer, and the upper estimate of what it costs in micro-USD. `team`: the proposers of a committee.
+
+    `expected`: (alias, P(good enough) of one call of it) for each alias of such a team.
+    """
 
     model: Model
     cost_micros: int
@@ -93,6 +100,7 @@ class Option:
     quality: float | None = None
     latency_s: float | None = None
     available: bool = True
+    expected: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +132,22 @@ def decide(
     pool = [_named(request, states)] if named else [s for s in states.values() if s.model.auto]
     rejected: list[Candidate] = []
     fitting: list[Option] = []
-    for option in _options(request, pool, states, situation):
+    for option in _options(request, pool, states, situation, named=named):
         problem = _problem(request, option, situation, named=named)
         if problem:
             rejected.append(_candidate(option, problem))
         else:
             fitting.append(option)
-    if not fitting:
-        raise _nothing_fits(request, rejected, named=named)
+    wished = request.hints.strategy
+    if not any(wished in ("", o.strategy) for o in fitting):
+        raise _nothing_fits(request, [c for c in rejected if wished in ("", c.strategy)], named=named)
     worth = _utilities(fitting, _lambda(request, situation))
-    ranked = sorted(fitting, key=lambda o: (not o.available, -worth[id(o)], o.cost_micros, o.model.alias))
+    ranked = sorted(
+        fitting,
+        key=lambda o: (
+            wished not in ("", o.strategy), not o.available, -worth[id(o)], o.cost_micros, o.model.alias,
+        ),
+    )  # fmt: skip
     ranked, propensity = _explored(ranked, situation.explore, rng)
     return _decision(request, ranked, rejected, states, situation, propensity)
 
@@ -147,23 +161,31 @@ def upper_cost(request: Request, state: ModelState) -> int:
     return int(model.cost_micros(request.prompt.upper, answer) * state.cost_ratio) + 1
 
 
-def inner_cost(request: Request, model: Model, cost_ratio: float = 1.0) -> int:
-    """The most that a call inside a strategy may cost, in micro-USD."""
+def inner_cost(request: Request, model: Model, cost_ratio: float = 1.0, *, tokens: int | None = None) -> int:
+    """The most that a call inside a strategy may cost, in micro-USD. `tokens`: the most that it writes."""
     if model.free:
         return 0
-    return int(model.cost_micros(request.prompt.upper + INNER_BYTES, inner_tokens(request)) * cost_ratio) + 1
+    written = tokens or inner_tokens(request)
+    return int(model.cost_micros(request.prompt.upper + INNER_BYTES, written) * cost_ratio) + 1
 
 
 def inner_tokens(request: Request) -> int:
-    """Most tokens of a call inside a strategy for this request."""
+    """Most tokens of a call inside a strategy whose words may reach the client; the others may write INNER_TOKENS."""
     return min(INNER_TOKENS, request.max_tokens or INNER_TOKENS)
 
 
 def _options(
-    request: Request, pool: Sequence[ModelState], states: Mapping[str, ModelState], situation: Situation
+    request: Request,
+    pool: Sequence[ModelState],
+    states: Mapping[str, ModelState],
+    situation: Situation,
+    *,
+    named: bool,
 ) -> Iterator[Option]:
+    """Where `auto` was asked for a strategy, single calls stand by for its failure."""
     quality = _qualities(request, pool, situation)
-    wanted = (request.hints.strategy,) if request.hints.strategy else STRATEGIES
+    wished = request.hints.strategy
+    wanted = STRATEGIES if not wished else (wished,) if named or wished == SINGLE else (wished, SINGLE)
     judge = next((states[a] for a in ("judge", "arbiter", MASTER) if a in states), None)
     for state in pool:
         p = quality[state.model.alias]
@@ -184,7 +206,9 @@ def _option(
 ) -> Option | None:
     model, spread, seconds = state.model, 4 * p * (1 - p), state.latency_s
     inner = inner_cost(request, model, state.cost_ratio)
-    judging = inner_cost(request, judge.model, judge.cost_ratio) if judge is not None else 0
+    judging = 0
+    if judge is not None:
+        judging = inner_cost(request, judge.model, judge.cost_ratio, tokens=INNER_TOKENS)
     if strategy == SINGLE:
         return Option(model, upper_cost(request, state), SINGLE, (), p, seconds, state.available)
     if strategy == "cascade":
@@ -203,11 +227,13 @@ def _option(
         others = [s.model for s in pool if s is not state and s.available]
         team = tuple([model, *others][i % (1 + len(others))] for i in range(PROPOSERS))
         cost = sum(inner_cost(request, m) for m in team) + 6 * judging + inner
-        return Option(model, cost, strategy, team, better, _times(seconds, 4), state.available)
+        expected = tuple((alias, quality[alias]) for alias in dict.fromkeys(m.alias for m in team))
+        return Option(model, cost, strategy, team, better, _times(seconds, 4), state.available, expected)
     if strategy == "debate":
         return Option(model, PROPOSERS * ROUNDS * inner, strategy, (), better, _times(seconds, 3), state.available)
     items = len(request.hints.subtasks) or ITEMS_MAX
-    return Option(model, (items + 2) * inner, strategy, (), better, _times(seconds, 3), state.available)
+    splitting = 0 if request.hints.subtasks else inner_cost(request, model, state.cost_ratio, tokens=INNER_TOKENS)
+    return Option(model, splitting + (items + 1) * inner, strategy, (), better, _times(seconds, 3), state.available)
 
 
 def _times(seconds: float | None, factor: float) -> float | None:
@@ -217,7 +243,7 @@ def _times(seconds: float | None, factor: float) -> float | None:
 def _qualities(request: Request, pool: Sequence[ModelState], situation: Situation) -> dict[str, float]:
     """P(good enough) by alias: courier and master by the gate, others between them by price."""
     known = situation.estimate or UNKNOWN
-    weak = (1 - known.unknown) * known.weak + known.unknown * min(known.weak, max(0.05, known.strong - FAR_GAIN))
+    weak = (1 - known.unknown) * known.weak + known.unknown * min(known.weak, max(0.05, known.strong - known.far))
     strong, hard = known.strong, (request.hints.difficulty if request.hints.difficulty is not None else 0.5) - 0.5
     weak, strong = _shift(weak, -_DIFFICULTY * hard), _shift(strong, -_DIFFICULTY / 4 * hard)
     order = sorted(pool, key=lambda s: (s.model.input_price + s.model.output_price, s.model.alias))
@@ -275,17 +301,19 @@ def _check_strategy(request: Request, situation: Situation) -> None:
         raise invalid_field("hints.strategy", f"the policy does not allow {strategy}", reason="HINTS_NOT_MET")
     if len(request.hints.subtasks) > ITEMS_MAX:
         raise invalid_field("hints.subtasks", f"must hold at most {ITEMS_MAX} texts")
+    if any(len(text.encode(errors="replace")) > ITEM_BYTES for text in request.hints.subtasks):
+        raise invalid_field("hints.subtasks", f"each text must be at most {ITEM_BYTES} bytes")
 
 
 def _named(request: Request, states: Mapping[str, ModelState]) -> ModelState:
-    alias, adapter = request.alias, request.model.partition(":")[2]
+    alias, adapter = request.alias, request.adapter
     state = states.get(alias)
     if state is None:
         text = f"{alias!r} has no endpoint here; configure [models.{alias}] in hivemind.toml"
         known = ", ".join(["auto", *states])
         unknown = f"{request.model!r} is not a model of this mesh; ask for one of {known}"
         raise invalid_field("model", text if alias in EVERY_ALIAS else unknown, reason="UNKNOWN_MODEL")
-    if adapter and adapter != "base":
+    if adapter and adapter != "base" and adapter not in state.adapters:
         raise invalid_field("model", f"no adapter {adapter!r} is registered for {alias}", reason="UNKNOWN_MODEL")
     return state
 
@@ -334,7 +362,7 @@ def _not_by_itself(request: Request, option: Option, situation: Situation) -> st
     if option.strategy == SINGLE:
         return ""
     if option.strategy == "cascade":
-        return "a stream cannot take back what it has sent" if request.stream else ""
+        return "a stream would wait for the whole answer of the first model" if request.stream else ""
     if option.strategy == "clone_dispatch" and not request.hints.subtasks:
         return "no subtasks were named"
     wish = max(_dial(request, situation), request.hints.difficulty or 0.0)
@@ -359,6 +387,8 @@ def _decision(
     candidates = [_candidate(first, "")]
     for option in rest:
         why = "its utility is lower" if option.available else "not available"
+        if request.hints.strategy not in ("", option.strategy):
+            why = f"{first.strategy} was asked for"
         candidates.append(_candidate(option, f"comes after {first.strategy} by {first.model.alias}: {why}"))
     degraded = []
     if request.wants_auto and MASTER not in states:

@@ -16,8 +16,8 @@ from hivemind.servers.router.ports import RecordStore
 from hivemind.servers.router.recorder import Recorder
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.sse import delta_text, first_text
-from hivemind.servers.router.strategy_calls import Progress, StrategyStream
-from hivemind.servers.router.work import UpstreamRefused
+from hivemind.servers.router.strategy_calls import Delta, Progress, StrategyStream
+from hivemind.servers.router.work import UpstreamRefused, refusal_text
 from hivemind.v1 import router_pb2, router_pb2_grpc
 
 RECORD_WAIT_S: Final = 1.0
@@ -69,14 +69,19 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 yield message
 
     async def _relay_strategy(self, stream: StrategyStream) -> AsyncGenerator[router_pb2.StreamCompleteResponse, None]:
+        spoken = False
         try:
             async with aclosing(stream.events()) as events:
                 async for event in events:
                     if isinstance(event, Progress):
                         step = router_pb2.Progress(role=event.role, note=event.note)
                         yield router_pb2.StreamCompleteResponse(progress=step)
+                    elif isinstance(event, Delta):
+                        spoken = True
+                        yield router_pb2.StreamCompleteResponse(delta=event.text)
                     elif event is not None:
-                        yield router_pb2.StreamCompleteResponse(delta=first_text(event.parsed))
+                        if not spoken:
+                            yield router_pb2.StreamCompleteResponse(delta=first_text(event.parsed))
                         await self._arbiter.refine(event.work)
                         final = translate.response_of(event.work, event.parsed)
                         yield router_pb2.StreamCompleteResponse(final=final)
@@ -159,4 +164,4 @@ def _error_message(error: MeshError) -> router_pb2.StreamCompleteResponse:
 
 def _refusal(refused: UpstreamRefused) -> MeshError:
     """The model server found fault with the request; what it said is for the client."""
-    return MeshError("INVALID_FIELD", f"the model server refused the request: {translate.refusal_text(refused)}")
+    return MeshError("INVALID_FIELD", f"the model server refused the request: {refusal_text(refused)}")

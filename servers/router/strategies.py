@@ -1,25 +1,24 @@
 """The strategies of several calls. Each gets a task and a Caller, and answers with one text; they know no transport."""
 
-import asyncio
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
 from hivemind.servers.common.catalogue import Model
-from hivemind.servers.router.judge import Judge
+from hivemind.servers.router.judge import Judge, Ranking
+from hivemind.servers.router.records import Judged
 from hivemind.servers.router.roles import Caller, Message, Reply, RoleFailed, instructed, prompt
+from hivemind.servers.router.rounds import attempted, quorum, round_s, why, within
 from hivemind.servers.router.selector import ITEMS_MAX, PROPOSERS, ROUNDS, VOTES
 
 TOP_K: Final = 2
 CONFIDENT_ABOVE: Final = 0.75
 """Mean token probability from which a cascade keeps the first model's answer."""
 SAMPLING: Final = 0.7
-GRACE_LEAST_S: Final = 1.0
-_LATEST_SHARE: Final = 0.6
 _BOXED: Final = re.compile(r"\\boxed\{([^{}]*)\}")
 _ANSWER: Final = re.compile(r"\banswer\s*(?:is)?\s*[:=]?\s*\**\s*(.+)", re.I)
 _NUMBER: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -41,7 +40,8 @@ class Task:
 class Outcome:
     """The answer, which model gave its last word, and what went wrong on the way.
 
-    `agreement`: the share of the answers that agree with it, None where they were not compared; `alternatives`: others.
+    `agreement`: the share of the answers that agree with it, None where they were not compared; `alternatives`: others;
+    `judged`: how the Judge found the answers that this one was made of.
     """
 
     text: str
@@ -50,6 +50,7 @@ class Outcome:
     finish_reason: str = "stop"
     agreement: float | None = None
     alternatives: tuple[str, ...] = ()
+    judged: tuple[Judged, ...] = ()
 
 
 Strategy = Callable[[Task, Caller], Awaitable[Outcome]]
@@ -57,19 +58,20 @@ Strategy = Callable[[Task, Caller], Awaitable[Outcome]]
 
 async def cascade(task: Task, caller: Caller) -> Outcome:
     """The small model first; its own confidence decides whether the large one answers (Chen et al. 2023, FrugalGPT)."""
-    try:
-        first = await caller.ask("proposer", task.model, task.messages)
-    except RoleFailed as error:
-        second = await caller.ask("worker", task.team[0], task.messages)
-        return Outcome(second.text, second.alias, [f"cascade: {error}"], second.finish_reason)
+    (first,) = await within([attempted(caller.ask("proposer", task.model, task.messages))], round_s(caller))
+    if not isinstance(first, Reply):
+        second = await caller.speak("worker", task.team[0], task.messages)
+        return Outcome(second.text, second.alias, [f"cascade: the first call {why(first)}"], second.finish_reason)
     if first.confidence is not None and first.confidence >= CONFIDENT_ABOVE:
         return Outcome(first.text, first.alias, finish_reason=first.finish_reason)
     sure = "no confidence was told" if first.confidence is None else f"confidence {first.confidence:.2f}"
     caller.progress("critic", f"{first.alias} is not sure ({sure}); asking {task.team[0].alias}")
     try:
-        second = await caller.ask("worker", task.team[0], task.messages)
+        second = await caller.speak("worker", task.team[0], task.messages)
     except RoleFailed as error:
-        return Outcome(first.text, first.alias, [f"cascade: {error}; {first.alias} answered alone"])
+        return Outcome(
+            first.text, first.alias, [f"cascade: {error}; {first.alias} answered alone"], first.finish_reason
+        )
     return Outcome(second.text, second.alias, finish_reason=second.finish_reason)
 
 
@@ -91,22 +93,19 @@ async def committee(task: Task, caller: Caller) -> Outcome:
     asked = instructed(task.messages, ask)
     calls = [caller.ask("proposer", m, asked, prompt=ask, temperature=SAMPLING) for m in task.team]
     replies, degraded = await quorum(calls, need=2, caller=caller, what="committee")
-    texts = [r.text for r in replies]
-    if task.judge is None:
-        degraded.append("no judge is configured: the committee's answers were not ranked")
-        order = list(range(len(texts)))
-    else:
-        caller.progress("judge", f"comparing {len(texts)} answers")
-        order = await task.judge.rank(task.messages, texts)
-    best = [texts[i] for i in order[:TOP_K]]
+    ranking = await _ranked(task, caller, [r.text for r in replies])
+    degraded += ranking.degraded
+    judged = tuple(_judged(ranking, [r.alias for r in replies]))
+    best = [replies[i].text for i in ranking.order[:TOP_K]]
     caller.progress("merger", f"fusing the best {len(best)}")
     merge = prompt("merge")
     try:
-        fused = await caller.ask("merger", task.model, instructed(task.messages, merge, *best), prompt=merge)
+        fused = await caller.speak("merger", task.model, instructed(task.messages, merge, *best), prompt=merge)
     except RoleFailed as error:
-        winner = replies[order[0]]
-        return Outcome(winner.text, winner.alias, [*degraded, f"merger: {error}; the best proposal was taken"])
-    return Outcome(fused.text, fused.alias, degraded, alternatives=tuple(best))
+        winner = replies[ranking.order[0]]
+        degraded.append(f"merger: {error}; the best proposal was taken")
+        return Outcome(winner.text, winner.alias, degraded, judged=judged)
+    return Outcome(fused.text, fused.alias, degraded, alternatives=tuple(best), judged=judged)
 
 
 async def debate(task: Task, caller: Caller) -> Outcome:
@@ -138,75 +137,39 @@ async def debate(task: Task, caller: Caller) -> Outcome:
 
 async def clone_dispatch(task: Task, caller: Caller) -> Outcome:
     """Independent parts, answered by clones of one model at the same time, then joined."""
-    parts = list(task.subtasks) or await _split(task, caller)
-    if len(parts) == 1:
-        only = await caller.ask("worker", task.model, task.messages)
-        return Outcome(only.text, only.alias)
+    parts, degraded = (list(task.subtasks), []) if task.subtasks else await _split(task, caller)
+    if len(parts) < 2:
+        only = await caller.speak("worker", task.model, task.messages)
+        return Outcome(only.text, only.alias, degraded)
     caller.progress("worker", f"{len(parts)} parts at the same time")
     earlier = task.messages[:-1]
-    answers = await asyncio.gather(*(
-        _attempted(caller.ask("worker", task.model, [*earlier, {"role": "user", "content": part}])) for part in parts
-    ))  # fmt: skip
-    degraded = [
-        f"part {i} ({part[:60]!r}) failed: {a}" for i, (part, a) in enumerate(zip(parts, answers, strict=True), 1)
-        if isinstance(a, RoleFailed)
+    calls = [
+        attempted(caller.ask("worker", task.model, [*earlier, {"role": "user", "content": part}])) for part in parts
+    ]
+    answers = await within(calls, round_s(caller))
+    failed = [
+        f"part {i} ({part[:60]!r}) {why(a)}" for i, (part, a) in enumerate(zip(parts, answers, strict=True), 1)
+        if not isinstance(a, Reply)
     ]  # fmt: skip
-    if len(degraded) == len(parts):
-        raise RoleFailed("; ".join(degraded))
+    if len(failed) == len(parts):
+        raise RoleFailed("; ".join(failed))
+    degraded += failed
     told = [f"{p}\n-> {a.text if isinstance(a, Reply) else '(no answer)'}" for p, a in zip(parts, answers, strict=True)]
     join = prompt("join")
     room = max(200, 5_000 // len(told))
     try:
-        whole = await caller.ask(
+        whole = await caller.speak(
             "merger", task.model, instructed(task.messages, join, *(t[:room] for t in told)), prompt=join
         )
     except RoleFailed as error:
-        return Outcome(
-            "\n\n".join(told), task.model.alias, [*degraded, f"merger: {error}; the parts stand as they are"]
-        )
+        degraded.append(f"merger: {error}; the parts stand as they are")
+        return Outcome("\n\n".join(told), task.model.alias, degraded)
     return Outcome(whole.text, whole.alias, degraded)
 
 
 BY_NAME: Final[Mapping[str, Strategy]] = {
     "cascade": cascade, "vote": vote, "committee": committee, "debate": debate, "clone_dispatch": clone_dispatch,
 }  # fmt: skip
-
-
-async def quorum(
-    calls: Sequence[Awaitable[Reply]], *, need: int, caller: Caller, what: str
-) -> tuple[list[Reply], list[str]]:
-    """The replies in their order, and what failed. RoleFailed if fewer than `need` came.
-
-    When `need` have answered, stragglers get as long again (a second at least), and never more than 60% of the
-    time that was left at the start; then they are cancelled.
-    """
-    loop = asyncio.get_running_loop()
-    tasks = [asyncio.ensure_future(_attempted(call)) for call in calls]
-    began, limit_s = loop.time(), caller.time_left_s() * _LATEST_SHARE
-    pending: set[asyncio.Future[Reply | RoleFailed]] = set(tasks)
-    until, grace = began + limit_s, False
-    try:
-        while pending and loop.time() < until:
-            _, pending = await asyncio.wait(pending, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-            if not grace and _answered(tasks) >= need:
-                until = min(until, loop.time() + max(GRACE_LEAST_S, loop.time() - began))
-                grace = True
-    finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-    replies, degraded = [], []
-    for i, task in enumerate(tasks, 1):
-        result = None if task.cancelled() else task.result()
-        if isinstance(result, Reply):
-            replies.append(result)
-        else:
-            degraded.append(
-                f"{what}: call {i} of {len(tasks)} {'was too slow' if result is None else f'failed: {result}'}"
-            )
-    if len(replies) < min(need, len(tasks)):
-        raise RoleFailed("; ".join(degraded))
-    return replies, degraded
 
 
 def extract(text: str) -> str:
@@ -237,22 +200,31 @@ def _by_majority(replies: Sequence[Reply], winner: str, degraded: list[str]) -> 
     )  # fmt: skip
 
 
-async def _attempted(call: Awaitable[Reply]) -> Reply | RoleFailed:
-    try:
-        return await call
-    except RoleFailed as error:
-        return error
+async def _ranked(task: Task, caller: Caller, texts: Sequence[str]) -> Ranking:
+    if task.judge is None:
+        return Ranking(len(texts), {}, ("no judge is configured: the committee's answers were not ranked",))
+    caller.progress("judge", f"comparing {len(texts)} answers")
+    return await task.judge.rank(task.messages, texts)
 
 
-def _answered(tasks: Sequence["asyncio.Future[Reply | RoleFailed]"]) -> int:
-    return sum(t.done() and not t.cancelled() and isinstance(t.result(), Reply) for t in tasks)
+def _judged(ranking: Ranking, aliases: Sequence[str]) -> Iterator[Judged]:
+    """How each answer fared against all others, and against those of other aliases."""
+    for i, alias in enumerate(aliases):
+        points = ranking.points(i, range(len(aliases)))
+        if points is not None:
+            rivals = [j for j, other in enumerate(aliases) if other != alias]
+            yield Judged(alias, points, ranking.points(i, rivals), ranking.score(i))
 
 
-async def _split(task: Task, caller: Caller) -> list[str]:
+async def _split(task: Task, caller: Caller) -> tuple[list[str], list[str]]:
+    """The parts, none where there are no two, and what went wrong."""
     splitting = prompt("split")
-    reply = await caller.ask(
+    call = caller.ask(
         "proposer", task.model, instructed(task.messages, splitting), prompt=splitting, temperature=0.0, schema=PARTS
     )
+    (reply,) = await within([attempted(call)], round_s(caller))
+    if not isinstance(reply, Reply):
+        return [], [f"clone_dispatch: the call that splits the task {why(reply)}; it was answered whole"]
     start, end = reply.text.find("{"), reply.text.rfind("}")
     try:
         found = orjson.loads(reply.text[start : end + 1]) if 0 <= start < end else {}
@@ -260,7 +232,7 @@ async def _split(task: Task, caller: Caller) -> list[str]:
         found = {}
     parts = found.get("parts") if isinstance(found, dict) else None
     texts = [p for p in parts if isinstance(p, str) and p.strip()] if isinstance(parts, list) else []
-    return texts[:ITEMS_MAX] or [""]
+    return texts[:ITEMS_MAX], []
 
 
 PARTS: Final[Mapping[str, Any]] = {

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -18,10 +18,10 @@ from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.openai_request import check_hints
-from hivemind.servers.router.records import Call, Candidate, Record, Tokens
+from hivemind.servers.router.records import Call, Candidate, Judged, Record, Tokens
 from hivemind.servers.router.request import Body, Hints, Request
-from hivemind.servers.router.sse import error_text, first_text, text_of
-from hivemind.servers.router.work import UpstreamRefused, Work
+from hivemind.servers.router.sse import first_text, text_of
+from hivemind.servers.router.work import Work
 from hivemind.v1 import common_pb2, router_pb2
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
@@ -100,6 +100,8 @@ def models_of(fleet: Fleet) -> router_pb2.ListModelsResponse:
     answer.models[0].note = "chooses among " + ", ".join(m.alias for m in auto)
     for model in fleet.catalogue.models.values():
         answer.models.append(_model(fleet, model))
+    for model in fleet.catalogue.models.values():
+        answer.models.extend(_with_adapters(fleet, model))
     for alias in EVERY_ALIAS:
         if alias not in fleet.catalogue.models:
             note = f"add [models.{alias}] to hivemind.toml"
@@ -128,6 +130,7 @@ def record_of(record: Record, opinions: Sequence[Feedback]) -> router_pb2.Reques
         policy=record.policy,
         feedback=map(feedback_message, opinions),
         nomination=record.nomination,
+        judgements=map(_judgement, record.judged),
     )
     if record.shadow is not None:
         message.shadow.CopyFrom(router_pb2.ShadowDecision(**asdict(record.shadow)))
@@ -156,15 +159,6 @@ def page_size(asked: int) -> int:
     if asked < 0:
         raise invalid_field("page_size", "must not be negative")
     return min(asked or _PAGE_DEFAULT, _PAGE_MAX)
-
-
-def refusal_text(refused: UpstreamRefused) -> str:
-    """What a model server said about a request that it refused."""
-    try:
-        body = orjson.loads(refused.body)
-    except orjson.JSONDecodeError:
-        return f"status {refused.status}"
-    return error_text(body) if isinstance(body, dict) else f"status {refused.status}"
 
 
 def _check(message: router_pb2.CompleteRequest) -> None:
@@ -257,6 +251,17 @@ def _model(fleet: Fleet, model: Model) -> router_pb2.Model:
     )
 
 
+def _with_adapters(fleet: Fleet, model: Model) -> Iterator[router_pb2.Model]:
+    """The model with each adapter of its role."""
+    role = fleet.adapters.role(model.role)
+    if role is None:
+        return
+    for adapter in role.registered:
+        message = _model(fleet, model)
+        message.id, message.note = f"{model.alias}:{adapter}", role.standing(adapter)
+        yield message
+
+
 def _decision(record: Record) -> common_pb2.RoutingDecision:
     return common_pb2.RoutingDecision(
         strategy=record.strategy,
@@ -281,6 +286,12 @@ def _candidate(candidate: Candidate) -> common_pb2.Candidate:
     if candidate.latency_s is not None:
         message.latency.CopyFrom(_duration(candidate.latency_s))
     return message
+
+
+def _judgement(judged: Judged) -> router_pb2.Judgement:
+    return router_pb2.Judgement(
+        alias=judged.alias, points=judged.points, points_against_others=judged.against_others, score=judged.score
+    )
 
 
 def _call(call: Call) -> router_pb2.ModelCall:

@@ -3,10 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
+from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.spend import Hold
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.selector import Decision, Option
+from hivemind.servers.router.sse import error_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +55,16 @@ class UpstreamRefused(Exception):
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"the model server answered {status}")
         self.status, self.body = status, body
+
+
+class BrokenOff(MeshError):
+    """An answer that broke after the client had got a part of it: nothing else can take its place."""
+
+
+def refusal_text(refused: UpstreamRefused) -> str:
+    """What a model server said about a request that it refused."""
+    try:
+        body = orjson.loads(refused.body)
+    except orjson.JSONDecodeError:
+        return f"status {refused.status}"
+    return error_text(body) if isinstance(body, dict) else f"status {refused.status}"

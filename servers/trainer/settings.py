@@ -1,10 +1,38 @@
 """Settings of the trainer server."""
 
+from pydantic import Field
+
 from hivemind.servers.common.settings import ServerSettings
 
 
 class TrainerSettings(ServerSettings):
-    """What every server has, with this server's ports."""
+    """What every server has, and how jobs are run. Times in seconds, prices in micro-USD an hour."""
 
     grpc_port: int = 7105
     metrics_port: int = 7205
+    train_poll_s: float = Field(default=0.5, gt=0)
+    train_lease_s: float = Field(default=15.0, gt=0)
+    """How long a Trainer that does not renew it keeps a job."""
+    train_abandoned_s: float = Field(default=600.0, gt=0)
+    """After how long the jobs of a machine that is not seen any more go to others."""
+    train_grace_s: float = Field(default=8.0, gt=0)
+    """How long a job may take to write its checkpoint before it is killed."""
+    train_stall_s: float = Field(default=600.0, gt=0)
+    """How long a job may give no sign of life."""
+    train_max_crashes: int = Field(default=3, gt=0)
+    train_retry_s: float = Field(default=5.0, ge=0)
+    """How long after its first crash a job is started again; the time doubles."""
+    train_check_s: float = Field(default=60.0, gt=0)
+    """How long the check of a new job's data may take."""
+    train_max_queued: int = Field(default=100, gt=0)
+    train_cpu_jobs: int = Field(default=1, ge=0)
+    train_gpu_jobs: int = Field(default=1, ge=0)
+    train_gpu_free_mib: int = Field(default=8192, ge=0)
+    """GPU memory that has to be free before a job starts on it."""
+    train_room_s: float = Field(default=30.0, gt=0)
+    """After how long is looked again where there was too little."""
+    train_watch_patience_s: float = Field(default=30.0, gt=0)
+    """How long a watch outlives an absent store."""
+    train_niceness: int = Field(default=10, ge=0, le=19)
+    train_cpu_price_per_hour_micros: int = Field(default=0, ge=0)
+    train_gpu_price_per_hour_micros: int = Field(default=0, ge=0)

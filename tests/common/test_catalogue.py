@@ -56,6 +56,20 @@ def test_a_courier_url_stands_for_the_engine(tmp_path: Path) -> None:
     assert courier.endpoints[0].host == "courier.example"
 
 
+def test_only_the_meshs_own_courier_is_a_server_of_adapters_unasked(tmp_path: Path) -> None:
+    own = load_catalogue(tmp_path / "absent", {}).models["courier"]
+    elsewhere = load_catalogue(tmp_path / "absent", {"HIVEMIND_COURIER": "https://courier.example/v1"}).models[
+        "courier"
+    ]
+    table = "[models.courier]\n" + MASTER.partition("\n")[2]
+    remote = load_catalogue(written(tmp_path, table), {}).models["courier"]
+    vllm = load_catalogue(written(tmp_path, table + 'adapters = "vllm"\n'), {}).models["courier"]
+
+    assert [m.adapters for m in (own, elsewhere, remote, vllm)] == ["embedded", "", "", "vllm"]
+    with pytest.raises(CatalogueError, match=r"models\.courier\.adapters"):
+        load_catalogue(written(tmp_path, table + 'adapters = "sglang"\n'), {})
+
+
 def test_the_example_in_the_repository_is_right() -> None:
     assert "master" in load_catalogue(ROOT / "hivemind.example.toml", {}).models
 

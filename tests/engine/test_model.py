@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hivemind.servers.engine import model
-from hivemind.servers.engine.model import Hub, Local, ModelError, Remote, checked_file, resolve_courier
+from hivemind.servers.common import courier as model
+from hivemind.servers.common.courier import Hub, Local, ModelError, Remote, checked_file, resolve_courier
 
 
 def test_without_a_wish_it_is_the_wheels_model_checked_by_its_sum(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import httpx
 
+from hivemind.servers.common.courier import Remote, checked_file, resolve_courier
 from hivemind.servers.engine.engine import Engine, EngineOptions
-from hivemind.servers.engine.model import Remote, checked_file, resolve_courier
 
 
 def test_requests_above_the_slots_wait_and_are_answered(tmp_path: Path) -> None:

@@ -36,13 +36,18 @@ def catalogue(upstream: Upstream) -> str:
     tables["bad_tls"] = [(f"https://127.0.0.1:{upstream.tls_port}/v1", "ok")]
     tables["patient_hang"] = [(upstream.base_url, "hang")]
     tables["patient_hang_mid"] = [(upstream.base_url, "hang_mid")]
+    tables["patient_panel_hangs_mid"] = [(upstream.base_url, "panel_hangs_mid")]
     for name, failing in (("500", "error_500"), ("503", "error_503"), ("hang", "hang"), ("429", "rate_limited")):
         tables[f"rescued_{name}"] = [(upstream.base_url, failing), (upstream.base_url, "ok")]
+    for name, failing in (("500", "error_500"), ("hang", "hang"), ("429", "rate_limited")):
+        tables[f"panel_rescued_{name}"] = [(upstream.base_url, failing), (upstream.base_url, "panel")]
+    tables["panel_rescued_refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok"), (upstream.base_url, "panel")]
+    tables["hang_both"] = [(upstream.base_url, "hang"), (upstream.base_url, "hang")]
     tables["rescued_refused"] = [(f"http://127.0.0.1:{refused}/v1", "ok"), (upstream.base_url, "ok")]
     text = []
     for alias, endpoints in tables.items():
         lines = ", ".join(f'{{ base_url = "{url}", model = "{model}" }}' for url, model in endpoints)
-        priced = alias in ("master", "ok", "slow", "spaced", "patient_hang", "patient_hang_mid", "panel")
+        priced = alias in ("master", "ok", "slow", "spaced", "patient_hang", "patient_hang_mid") or "panel" in alias
         text += [
             f"[models.{alias}]",
             f"endpoints = [{lines}]",

@@ -2,19 +2,22 @@
 
 from collections.abc import AsyncIterator, Sequence
 
+import orjson
 import pytest
 import redis.asyncio
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.router.carrier import Carrier
 from hivemind.servers.router.conversation import Conversation, Turn
 from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
 from hivemind.servers.router.nomination import Nomination
-from hivemind.servers.router.nominations import NominationSender
-from hivemind.servers.router.outbox import MOST, OUTBOX, RedisOutbox
+from hivemind.servers.router.nominations import Nominations
+from hivemind.servers.router.outbox import MOST, NOMINATIONS, OUTCOMES, RedisOutbox
+from hivemind.servers.router.outcomes import Outcome
 from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.recorder import Entry, Recorder
-from hivemind.servers.router.records import Record
+from hivemind.servers.router.records import Call, Record
 from tests.support.redis_process import RedisProcess
 
 
@@ -50,9 +53,10 @@ def entry(name: str, *, cause: str = "SAMPLE", draft: str = "Perhaps.", kept: bo
     return Entry(record, talk if kept else None, Nomination(name, cause, 0.5) if cause else None)
 
 
-def sender_of(client: redis.asyncio.Redis, sink: Sink, router: str = "a") -> tuple[NominationSender, list[int]]:
+def sender_of(client: redis.asyncio.Redis, sink: Sink, router: str = "a") -> tuple[Carrier, list[int]]:
     lost: list[int] = []
-    return NominationSender(RedisOutbox(client, router=router), store_of(client), sink, on_lost=lost.append), lost
+    nominations = Nominations(store_of(client), sink, on_lost=lost.append)
+    return Carrier(RedisOutbox(client, NOMINATIONS, router=router), nominations.deliver), lost
 
 
 async def test_a_nominated_answer_reaches_the_arbiter_with_its_conversation(client: redis.asyncio.Redis) -> None:
@@ -82,7 +86,7 @@ async def test_nominations_wait_while_the_arbiter_is_away(client: redis.asyncio.
 
 async def test_what_a_dead_router_took_is_sent_when_it_is_back(client: redis.asyncio.Redis) -> None:
     await store_of(client).append([entry("r1")])
-    assert len(await RedisOutbox(client, router="a").take(10)) == 1
+    assert len(await RedisOutbox(client, NOMINATIONS, router="a").take(10)) == 1
     sink = Sink()
     other, _ = sender_of(client, sink, "b")
     same, _ = sender_of(client, sink, "a")
@@ -113,13 +117,13 @@ async def test_a_nomination_whose_conversation_is_gone_is_counted(client: redis.
 
 
 async def test_the_outbox_is_bounded_and_counts_what_it_drops(client: redis.asyncio.Redis) -> None:
-    store, outbox = store_of(client), RedisOutbox(client, router="a")
+    store, outbox = store_of(client), RedisOutbox(client, NOMINATIONS, router="a")
     for start in range(0, MOST + 3, 1000):
         await store.append([entry(f"r{i}", kept=False) for i in range(start, min(start + 1000, MOST + 3))])
 
-    assert await client.xlen(OUTBOX) == MOST
+    assert await client.xlen(NOMINATIONS) == MOST
     assert await outbox.dropped() == 3
-    assert (await outbox.take(1))[0].nomination.request_id == "r3"
+    assert orjson.loads((await outbox.take(1))[0].text)["request_id"] == "r3"
 
 
 async def test_an_opinion_nominates_once_however_often_it_is_sent(client: redis.asyncio.Redis) -> None:
@@ -129,9 +133,10 @@ async def test_an_opinion_nominates_once_however_often_it_is_sent(client: redis.
     for _ in range(2):
         await opinions.add(entry("r1").record, right, right.key(""))
 
-    letters = await RedisOutbox(client, router="a").take(10)
+    letters = await RedisOutbox(client, NOMINATIONS, router="a").take(10)
 
-    assert [(x.nomination.cause, x.nomination.demonstration) for x in letters] == [("DEMONSTRATION", "Ask [EMAIL].")]
+    nominations = [Nomination(**orjson.loads(letter.text)) for letter in letters]
+    assert [(n.cause, n.demonstration) for n in nominations] == [("DEMONSTRATION", "Ask [EMAIL].")]
 
 
 async def test_no_secret_of_a_conversation_reaches_the_store(client: redis.asyncio.Redis) -> None:
@@ -146,3 +151,17 @@ async def test_no_secret_of_a_conversation_reaches_the_store(client: redis.async
     assert b"ann@example.org" not in b"".join(
         [v for _, f in await client.xrange("router:conversations") for v in f.values()]
     )
+
+
+async def test_an_opinion_on_an_adapters_answer_is_told_to_the_registry_once(client: redis.asyncio.Redis) -> None:
+    record = entry("r1").record
+    record.calls = [Call("courier", "0:127.0.0.1:1", 0.0, adapter="implementer-v000002", adapter_role="implementer")]
+    opinions = RedisFeedbackStore(client, retention_s=3600)
+    bad = Feedback("rating", -1, 1.0)
+    for _ in range(2):
+        await opinions.add(record, bad, bad.key(""))
+
+    letters = await RedisOutbox(client, OUTCOMES, router="a").take(10)
+
+    told = [Outcome(**orjson.loads(letter.text)) for letter in letters]
+    assert [(o.role, o.adapter_id, o.rating) for o in told] == [("implementer", "implementer-v000002", -1)]

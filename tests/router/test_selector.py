@@ -39,6 +39,9 @@ HARD = Estimate(weak=0.25, strong=0.85, unknown=0.02, domain="math")
 STATES = {"courier": state("courier", context_tokens=100), "master": state("master", price=5.0, images=True)}
 
 
+PRICED = {"courier": state("courier", price=0.01), "master": state("master", price=5.0)}
+
+
 def test_auto_takes_the_cheap_one_where_the_strong_one_gains_too_little() -> None:
     decision = decide(request(stream=True), STATES, dial=0.5, estimate=EASY)
 
@@ -156,7 +159,33 @@ def test_a_strategy_that_was_asked_for_is_taken(strategy: str) -> None:
     decision = decide(request(hints={"strategy": strategy}), ROOMY, dial=0.5)
 
     assert decision.strategy == strategy
-    assert {c.strategy for c in decision.candidates} == {strategy}
+    assert {c.strategy for c in decision.candidates} == {strategy, "single"}
+
+
+def test_single_calls_stand_by_where_auto_was_asked_for_a_strategy_and_never_where_a_model_was_named() -> None:
+    auto = decide(request(hints={"strategy": "committee"}), ROOMY, dial=0.5)
+    named = decide(request("master", hints={"strategy": "committee"}), ROOMY, dial=0.5)
+
+    assert [o.strategy for o in auto.options] == ["committee", "single", "single"]
+    assert "committee was asked for" in auto.candidates[-1].rejected_because
+    assert [o.strategy for o in named.options] == ["committee"]
+
+
+def test_a_strategy_that_fits_nowhere_is_refused_though_a_single_call_would_fit() -> None:
+    with pytest.raises(MeshError, match="committee by"):
+        decide(request(hints={"strategy": "committee", "max_cost_micros": 5}), PRICED, dial=0.5)
+
+
+def test_a_committee_tells_what_is_expected_of_each_alias() -> None:
+    option = decide(request(hints={"strategy": "committee"}), ROOMY, dial=0.5, estimate=HARD).chosen
+
+    assert {alias for alias, _ in option.expected} == {"courier", "master"}
+    assert dict(option.expected)["master"] > dict(option.expected)["courier"]
+
+
+def test_a_subtask_that_the_money_of_a_call_would_not_cover_is_refused() -> None:
+    with pytest.raises(MeshError, match="subtasks"):
+        decide(request(hints={"strategy": "clone_dispatch", "subtasks": ("x" * 4001, "y")}), ROOMY, dial=0.5)
 
 
 def test_several_calls_are_not_made_where_nobody_wishes_for_them() -> None:

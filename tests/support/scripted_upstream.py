@@ -9,9 +9,10 @@ import asyncio
 import base64
 import json
 import math
+import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,12 +108,17 @@ def answer_of(content: str | None = ANSWER, finish: str = "stop", usage: Any = U
 
 
 async def ok(call: Call) -> None:
+    await say(call, ANSWER + " " if call.streams else ANSWER)
+
+
+async def say(call: Call, text: str) -> None:
+    """Answers with a text, word by word where it is streamed."""
     if not call.streams:
-        await call.json(answer_of())
+        await call.json(answer_of(text))
         return
     call.begin_stream()
-    for word in ANSWER.split(" "):
-        await call.event(content=word + " ")
+    for word in re.findall(r"\S+\s*", text):
+        await call.event(content=word)
     await call.event(finish="stop")
     if (call.data.get("stream_options") or {}).get("include_usage"):
         await call.event(usage=USAGE)
@@ -145,12 +151,14 @@ async def flood(call: Call) -> None:
 
 async def hang(call: Call) -> None:
     await call.reader.read(1)
+    call.seen.closed_early_after_s = time.monotonic() - call.seen.began
+    call.hang_up()
 
 
 async def hang_mid(call: Call) -> None:
     call.begin_stream()
     await call.event(content="Once ")
-    await call.reader.read(1)
+    await hang(call)
 
 
 async def drip(call: Call) -> None:
@@ -281,33 +289,102 @@ def first(failing: Callable[[Call], Awaitable[None]]) -> Callable[[Call], Awaita
     return script
 
 
-def panel(third: Callable[[Call], Awaitable[None]] | None = None) -> Callable[[Call], Awaitable[None]]:
-    """Plays every role by its instructions: judges for the longer answer, merges, splits, proposes.
+Script = Callable[[Call], Awaitable[None]]
+
+
+async def longer_wins(call: Call) -> None:
+    """A Judge that prefers the longer answer."""
+    first, second = quoted(call)
+    winner = "TIE" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+    scores = {"score_a": 0.9 if winner == "A" else 0.4, "score_b": 0.9 if winner == "B" else 0.4}
+    await call.json(answer_of(json.dumps({"winner": winner, "reason": "it says more", **scores})))
+
+
+def quoted(call: Call) -> list[str]:
+    """The texts between marks in the last message."""
+    return re.findall(r"<<<\d+\n(.*?)\n\d+>>>", str(call.data["messages"][-1]["content"]), re.S)
+
+
+async def merge(call: Call) -> None:
+    await say(call, "Forty-two [1].")
+
+
+async def join(call: Call) -> None:
+    await say(call, "Six and seven make forty-two.")
+
+
+async def split(call: Call) -> None:
+    await say(call, 'Here: {"parts": ["What is six?", "What is seven?"]}')
+
+
+def panel(third: Script | None = None, **roles: Script) -> Script:
+    """Plays every role by its instructions: judges, merges, joins, splits, proposes; `roles` replaces one.
 
     `third` is what every third proposal does instead.
     """
+    played: dict[str, Script] = {"judge": longer_wins, "merge": merge, "join": join, "split": split, **roles}
+    known = {
+        "compare two answers": "judge", "Write the one best answer": "merge", "Write the whole answer": "join",
+        "Split the last message": "split",
+    }  # fmt: skip
 
     async def script(call: Call) -> None:
         last = str(call.data["messages"][-1]["content"])
-        if "compare two answers" in last:
-            first, second = (last.split(f"<<<{n}")[1].split(f"{n}>>>")[0] for n in (1, 2))
-            winner = "TIE" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
-            await call.json(answer_of(json.dumps({"winner": winner, "reason": "it says more"})))
-        elif "Write the one best answer" in last:
-            await call.json(answer_of("Forty-two [1]."))
-        elif "Split the last message" in last:
-            await call.json(answer_of('Here: {"parts": ["What is six?", "What is seven?"]}'))
-        elif "Write the whole answer" in last:
-            await call.json(answer_of("Six and seven make forty-two."))
+        role = next((role for words, role in known.items() if words in last), None)
+        if role is not None:
+            await played[role](call)
+            return
+        turns = call.server.turns
+        turn = turns[call.seen.model] = turns.get(call.seen.model, 0) + 1
+        if third is not None and turn % 3 == 0:
+            await third(call)
         else:
-            turns = call.server.turns
-            turn = turns[call.seen.model] = turns.get(call.seen.model, 0) + 1
-            if third is not None and turn % 3 == 0:
-                await third(call)
-            else:
-                await call.json(answer_of(f"{'Because it is so. ' * turn}Answer: 42"))
+            await say(call, f"{'Because it is so. ' * turn}Answer: 42")
 
     return script
+
+
+async def prefers_violet(call: Call) -> None:
+    """A Judge that prefers the answer with the word violet."""
+    first, second = ("violet" in text for text in quoted(call))
+    winner = "TIE" if first == second else "A" if first else "B"
+    await call.json(answer_of(json.dumps({"winner": winner, "reason": "it is violet"})))
+
+
+async def always_a(call: Call) -> None:
+    """A Judge that prefers what stands first: each of its comparisons flips."""
+    await call.json(answer_of('{"winner": "A", "reason": "it comes first", "score_a": 0.9, "score_b": 0.1}'))
+
+
+def flips_at_first(verdicts: int) -> Script:
+    """A Judge that is fair after so many verdicts."""
+
+    async def script(call: Call) -> None:
+        turns = call.server.turns
+        turn = turns["judge"] = turns.get("judge", 0) + 1
+        await (always_a if turn <= verdicts else longer_wins)(call)
+
+    return script
+
+
+async def only_plain(call: Call) -> None:
+    """Says nothing where it is told how to answer, as proposers are."""
+    if "Be correct first" in str(call.data["messages"][-1]["content"]):
+        await null_content(call)
+    else:
+        await ok(call)
+
+
+async def wrong(call: Call) -> None:
+    await say(call, "Answer: 41")
+
+
+async def breaks(call: Call) -> None:
+    """Two words, then the connection ends."""
+    call.begin_stream()
+    await call.event(content="Forty- ")
+    await call.event(content="two ")
+    call.hang_up()
 
 
 def sure(probability: float) -> Callable[[Call], Awaitable[None]]:
@@ -330,17 +407,24 @@ SCRIPTS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "tool_call": tool_call, "faithful": faithful, "bad_request": status(400), "unauthorized": status(401),
     "rate_limited": status(429), "error_500": status(500), "error_503": status(503),
     "long_retry": status(429, Retry_After="60"), "panel": panel(), "panel_refuses": panel(status(400)),
-    "panel_hangs": panel(hang), "sure": sure(0.95), "unsure": sure(0.3),
+    "panel_hangs": panel(hang), "panel_wrong": panel(wrong), "wrong": wrong,
+    "panel_truncated": panel(truncated), "panel_html": panel(html), "panel_empty": panel(empty_choices),
+    "panel_null": panel(null_content), "judge_flips": panel(judge=flips_at_first(24)), "only_plain": only_plain,
+    "prefers_violet": prefers_violet,
+    "panel_breaks": panel(merge=breaks, join=breaks), "panel_mute": panel(merge=status(500), join=status(500)),
+    "panel_hangs_mid": panel(merge=hang_mid, join=hang_mid), "sure": sure(0.95), "unsure": sure(0.3),
     "first_429": first(status(429, Retry_After="1")), "first_500": first(status(500)), "first_503": first(status(503)),
 }  # fmt: skip
 
 
 @dataclass
 class ScriptedUpstream:
-    """The server. `seen` grows with every request but those to /seen."""
+    """The server. `seen` grows with every request but those to /seen; tests may hold scripts back by `gate`."""
 
     seen: list[Seen] = field(default_factory=list)
     turns: dict[str, int] = field(default_factory=dict)
+    scripts: Mapping[str, Callable[[Call], Awaitable[None]]] = field(default_factory=lambda: SCRIPTS)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -367,18 +451,17 @@ class ScriptedUpstream:
             return True
         self.seen.append(seen)
         try:
-            await SCRIPTS[seen.model](call)
+            await self.scripts[seen.model](call)
         except ConnectionError:
             seen.closed_early_after_s = time.monotonic() - seen.began
             raise
-        if seen.model.startswith("hang"):
-            seen.closed_early_after_s = time.monotonic() - seen.began
-            return False
         return call.keep_alive
 
 
 async def main() -> None:
-    upstream = ScriptedUpstream()
+    from tests.support.scripted_oracle import ORACLE_SCRIPTS
+
+    upstream = ScriptedUpstream(scripts={**SCRIPTS, **ORACLE_SCRIPTS})
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     plain = await asyncio.start_server(upstream.handle, "127.0.0.1", 0)

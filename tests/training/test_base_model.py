@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hivemind.servers.engine.model import WHEEL_SHA256
+from hivemind.servers.common.courier import WHEEL_SHA256
 from hivemind.training.base_model import Base, load_model, prepare_base
 from hivemind.training.encoding import Encoder, replay
 from hivemind.training.formatting import Turn

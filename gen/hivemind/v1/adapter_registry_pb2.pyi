@@ -345,6 +345,7 @@ class RoleState(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     PREVIOUS_CHAMPION_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """The role."""
     champion: _builtins.str
@@ -361,6 +362,10 @@ class RoleState(_message.Message):
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
         """What each replica of the model servers holds."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Every adapter registered for the role, newest first, at most 1,000: each can be asked for by name."""
+
     def __init__(
         self,
         *,
@@ -370,10 +375,11 @@ class RoleState(_message.Message):
         replicas: _abc.Iterable[Global___Replica] | None = ...,
         etag: _builtins.str = ...,
         previous_champion: _builtins.str = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenges", b"challenges", "champion", b"champion", "etag", b"etag", "previous_champion", b"previous_champion", "replicas", b"replicas", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "challenges", b"challenges", "champion", b"champion", "etag", b"etag", "previous_champion", b"previous_champion", "replicas", b"replicas", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,6 +438,14 @@ class Evidence(_message.Message):
     ERROR_RATE_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
+    TIES_FIELD_NUMBER: _builtins.int
+    ERROR_E_VALUE_FIELD_NUMBER: _builtins.int
+    LATENCY_E_VALUE_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATIO_E_VALUE_FIELD_NUMBER: _builtins.int
+    CHAMPION_REQUESTS_FIELD_NUMBER: _builtins.int
+    CHAMPION_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    CHAMPION_LATENCY_P95_FIELD_NUMBER: _builtins.int
+    CHAMPION_COST_MICROS_FIELD_NUMBER: _builtins.int
     pairs: _builtins.int
     """Pairs judged."""
     wins: _builtins.int
@@ -452,9 +466,27 @@ class Evidence(_message.Message):
     """Its requests."""
     cost_micros: _builtins.int
     """Its cost in micro-USD."""
+    ties: _builtins.int
+    """Pairs that neither won; they count for nothing."""
+    error_e_value: _builtins.float
+    """E-value of "fails more often than is allowed beside the champion"."""
+    latency_e_value: _builtins.float
+    """E-value of "its 95th percentile of latency is worse than is allowed beside the champion's"."""
+    sample_ratio_e_value: _builtins.float
+    """E-value of "traffic is not split as it should be"."""
+    champion_requests: _builtins.int
+    """The champion's requests in the same time."""
+    champion_error_rate: _builtins.float
+    """The champion's errors over its requests, in [0,1]."""
+    champion_cost_micros: _builtins.int
+    """The champion's cost in micro-USD."""
     @_builtins.property
     def latency_p95(self) -> _duration_pb2.Duration:
         """95th percentile of its latency."""
+
+    @_builtins.property
+    def champion_latency_p95(self) -> _duration_pb2.Duration:
+        """95th percentile of the champion's latency."""
 
     def __init__(
         self,
@@ -470,14 +502,66 @@ class Evidence(_message.Message):
         error_rate: _builtins.float = ...,
         requests: _builtins.int = ...,
         cost_micros: _builtins.int = ...,
+        ties: _builtins.int = ...,
+        error_e_value: _builtins.float = ...,
+        latency_e_value: _builtins.float = ...,
+        sample_ratio_e_value: _builtins.float = ...,
+        champion_requests: _builtins.int = ...,
+        champion_error_rate: _builtins.float = ...,
+        champion_latency_p95: _duration_pb2.Duration | None = ...,
+        champion_cost_micros: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency_p95", b"latency_p95"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["champion_latency_p95", b"champion_latency_p95", "latency_p95", b"latency_p95"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micros", b"cost_micros", "e_value", b"e_value", "error_rate", b"error_rate", "latency_p95", b"latency_p95", "losses", b"losses", "pairs", b"pairs", "requests", b"requests", "win_rate", b"win_rate", "win_rate_lower", b"win_rate_lower", "win_rate_upper", b"win_rate_upper", "wins", b"wins"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["champion_cost_micros", b"champion_cost_micros", "champion_error_rate", b"champion_error_rate", "champion_latency_p95", b"champion_latency_p95", "champion_requests", b"champion_requests", "cost_micros", b"cost_micros", "e_value", b"e_value", "error_e_value", b"error_e_value", "error_rate", b"error_rate", "latency_e_value", b"latency_e_value", "latency_p95", b"latency_p95", "losses", b"losses", "pairs", b"pairs", "requests", b"requests", "sample_ratio_e_value", b"sample_ratio_e_value", "ties", b"ties", "win_rate", b"win_rate", "win_rate_lower", b"win_rate_lower", "win_rate_upper", b"win_rate_upper", "wins", b"wins"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
+
+@_typing.final
+class EvidencePoint(_message.Message):
+    """How the evidence stood at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    WIN_RATE_FIELD_NUMBER: _builtins.int
+    WIN_RATE_LOWER_FIELD_NUMBER: _builtins.int
+    WIN_RATE_UPPER_FIELD_NUMBER: _builtins.int
+    E_VALUE_FIELD_NUMBER: _builtins.int
+    pairs: _builtins.int
+    """Pairs judged until then."""
+    win_rate: _builtins.float
+    """Win rate without ties, in [0,1]."""
+    win_rate_lower: _builtins.float
+    """Lower bound of the win rate."""
+    win_rate_upper: _builtins.float
+    """Upper bound of the win rate."""
+    e_value: _builtins.float
+    """E-value of "better than the champion"."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        pairs: _builtins.int = ...,
+        win_rate: _builtins.float = ...,
+        win_rate_lower: _builtins.float = ...,
+        win_rate_upper: _builtins.float = ...,
+        e_value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["e_value", b"e_value", "pairs", b"pairs", "time", b"time", "win_rate", b"win_rate", "win_rate_lower", b"win_rate_lower", "win_rate_upper", b"win_rate_upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvidencePoint: _TypeAlias = EvidencePoint  # noqa: Y015
 
 @_typing.final
 class Replica(_message.Message):
@@ -585,6 +669,7 @@ class PreviewPromotionResponse(_message.Message):
     REQUESTS_PER_DAY_FIELD_NUMBER: _builtins.int
     LATENCY_P95_CHANGE_S_FIELD_NUMBER: _builtins.int
     COST_PER_1000_CHANGE_MICROS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """The role."""
     adapter_id: _builtins.str
@@ -609,6 +694,10 @@ class PreviewPromotionResponse(_message.Message):
     def evidence(self) -> Global___Evidence:
         """The evidence."""
 
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvidencePoint]:
+        """How the evidence grew, oldest first; at most about 100 points."""
+
     def __init__(
         self,
         *,
@@ -623,10 +712,11 @@ class PreviewPromotionResponse(_message.Message):
         requests_per_day: _builtins.float = ...,
         latency_p95_change_s: _builtins.float = ...,
         cost_per_1000_change_micros: _builtins.int = ...,
+        points: _abc.Iterable[Global___EvidencePoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "cost_per_1000_change_micros", b"cost_per_1000_change_micros", "evidence", b"evidence", "expected_champion", b"expected_champion", "latency_p95_change_s", b"latency_p95_change_s", "preview_hash", b"preview_hash", "reason", b"reason", "requests_needed", b"requests_needed", "requests_per_day", b"requests_per_day", "role", b"role", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "cost_per_1000_change_micros", b"cost_per_1000_change_micros", "evidence", b"evidence", "expected_champion", b"expected_champion", "latency_p95_change_s", b"latency_p95_change_s", "points", b"points", "preview_hash", b"preview_hash", "reason", b"reason", "requests_needed", b"requests_needed", "requests_per_day", b"requests_per_day", "role", b"role", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -808,6 +898,8 @@ class Outcome(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     COMPARED_WITH_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    RATING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The completion."""
     role: _builtins.str
@@ -822,6 +914,14 @@ class Outcome(_message.Message):
     """The adapter that it was judged against."""
     score: _builtins.float
     """Its score against that one: 1 won, 0.5 tie, 0 lost; absent: not judged."""
+    unit: _builtins.str
+    """What the split assigned it by (session, user or request), each counted once in the sample-ratio check; empty where the
+    split did not choose: an adapter asked for by name, a shadow, a fallback, feedback.
+    """
+    rating: _builtins.int
+    """A person's opinion of the answer: 1 good, -1 bad; absent: none. A challenger's opinions are paired with the champion's in
+    the order in which they come: the better one of two wins, equal ones are a tie.
+    """
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration:
         """How long it took."""
@@ -837,13 +937,20 @@ class Outcome(_message.Message):
         failed: _builtins.bool = ...,
         compared_with: _builtins.str = ...,
         score: _builtins.float | None = ...,
+        unit: _builtins.str = ...,
+        rating: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "latency", b"latency", "score", b"score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rating", b"_rating", "_score", b"_score", "latency", b"latency", "rating", b"rating", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "adapter_id", b"adapter_id", "compared_with", b"compared_with", "cost_micros", b"cost_micros", "failed", b"failed", "latency", b"latency", "request_id", b"request_id", "role", b"role", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rating", b"_rating", "_score", b"_score", "adapter_id", b"adapter_id", "compared_with", b"compared_with", "cost_micros", b"cost_micros", "failed", b"failed", "latency", b"latency", "rating", b"rating", "request_id", b"request_id", "role", b"role", "score", b"score", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rating: _TypeAlias = _typing.Literal["rating"]  # noqa: Y015
+    _WhichOneofArgType__rating: _TypeAlias = _typing.Literal["_rating", b"_rating"]  # noqa: Y015
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rating) -> _WhichOneofReturnType__rating | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015

@@ -603,6 +603,7 @@ class RequestRecord(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
     NOMINATION_FIELD_NUMBER: _builtins.int
+    JUDGEMENTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id."""
     tenant: _builtins.str
@@ -663,6 +664,10 @@ class RequestRecord(_message.Message):
     def shadow(self) -> Global___ShadowDecision:
         """What the policy's shadow would have decided; absent where it has none."""
 
+    @_builtins.property
+    def judgements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Judgement]:
+        """How the Judge found the proposals that the answer was made of; empty where nothing was judged."""
+
     def __init__(
         self,
         *,
@@ -687,16 +692,58 @@ class RequestRecord(_message.Message):
         policy: _builtins.str = ...,
         shadow: Global___ShadowDecision | None = ...,
         nomination: _builtins.str = ...,
+        judgements: _abc.Iterable[Global___Judgement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "create_time", b"create_time", "decision", b"decision", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "shadow", b"shadow", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "calls", b"calls", "cost_micros", b"cost_micros", "create_time", b"create_time", "decision", b"decision", "degraded", b"degraded", "feedback", b"feedback", "first_token_latency", b"first_token_latency", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "nomination", b"nomination", "outcome", b"outcome", "policy", b"policy", "prompt_sha256", b"prompt_sha256", "request_id", b"request_id", "requested_model", b"requested_model", "session", b"session", "shadow", b"shadow", "surface", b"surface", "tenant", b"tenant", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros", "calls", b"calls", "cost_micros", b"cost_micros", "create_time", b"create_time", "decision", b"decision", "degraded", b"degraded", "feedback", b"feedback", "first_token_latency", b"first_token_latency", "judgements", b"judgements", "latency", b"latency", "master_cost_micros", b"master_cost_micros", "nomination", b"nomination", "outcome", b"outcome", "policy", b"policy", "prompt_sha256", b"prompt_sha256", "request_id", b"request_id", "requested_model", b"requested_model", "session", b"session", "shadow", b"shadow", "surface", b"surface", "tenant", b"tenant", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__master_cost_micros: _TypeAlias = _typing.Literal["master_cost_micros"]  # noqa: Y015
     _WhichOneofArgType__master_cost_micros: _TypeAlias = _typing.Literal["_master_cost_micros", b"_master_cost_micros"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__master_cost_micros) -> _WhichOneofReturnType__master_cost_micros | None: ...
 
 Global___RequestRecord: _TypeAlias = RequestRecord  # noqa: Y015
+
+@_typing.final
+class Judgement(_message.Message):
+    """What the Judge's verdicts on one proposal come to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    POINTS_AGAINST_OTHERS_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The alias that made the proposal."""
+    points: _builtins.float
+    """Its share of points in pairs, in [0,1]: 1 for a win, 1/2 for a tie, in both orders."""
+    points_against_others: _builtins.float
+    """The same share against proposals of other aliases only; absent where there were none."""
+    score: _builtins.float
+    """The mean of its scores by the rubric, in [0,1]; absent where the Judge gave none."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        points: _builtins.float = ...,
+        points_against_others: _builtins.float | None = ...,
+        score: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_points_against_others", b"_points_against_others", "_score", b"_score", "points_against_others", b"points_against_others", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_points_against_others", b"_points_against_others", "_score", b"_score", "alias", b"alias", "points", b"points", "points_against_others", b"points_against_others", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__points_against_others: _TypeAlias = _typing.Literal["points_against_others"]  # noqa: Y015
+    _WhichOneofArgType__points_against_others: _TypeAlias = _typing.Literal["_points_against_others", b"_points_against_others"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__points_against_others) -> _WhichOneofReturnType__points_against_others | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___Judgement: _TypeAlias = Judgement  # noqa: Y015
 
 @_typing.final
 class ShadowDecision(_message.Message):

@@ -261,6 +261,26 @@ class TrainingJob(_message.Message):
     CANCELLED: TrainingJob.State.ValueType  # 7
     """It was cancelled."""
 
+    @_typing.final
+    class EvaluationEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
@@ -273,6 +293,15 @@ class TrainingJob(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     ADAPTER_ID_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
+    MAX_COST_MICROS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     state: Global___TrainingJob.State.ValueType
@@ -285,6 +314,20 @@ class TrainingJob(_message.Message):
     """The adapter that came of it."""
     backend: _builtins.str
     """The back end that trains."""
+    base_model: _builtins.str
+    """The base model, by the catalogue's id."""
+    attempts: _builtins.int
+    """How often its process was started; more than once after a crash or a restart."""
+    note: _builtins.str
+    """What it waits for, or what became of an attempt before."""
+    first_sequence: _builtins.int
+    """The first platinum sequence it learnt from; 0 for none."""
+    last_sequence: _builtins.int
+    """The last platinum sequence it learnt from; 0 for none."""
+    cost_micros: _builtins.int
+    """What it has cost in micro-USD, by the time it ran and the operator's price of an hour."""
+    max_cost_micros: _builtins.int
+    """The most it may cost, in micro-USD; 0: no limit."""
     @_builtins.property
     def data(self) -> Global___TrainingData:
         """Its data."""
@@ -309,6 +352,14 @@ class TrainingJob(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def evaluation(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Its evaluation: name to value."""
+
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
+        """The most time that it may run."""
+
     def __init__(
         self,
         *,
@@ -324,10 +375,19 @@ class TrainingJob(_message.Message):
         error: _builtins.str = ...,
         adapter_id: _builtins.str = ...,
         backend: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        note: _builtins.str = ...,
+        first_sequence: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        cost_micros: _builtins.int = ...,
+        evaluation: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        max_duration: _duration_pb2.Duration | None = ...,
+        max_cost_micros: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "data", b"data", "end_time", b"end_time", "progress", b"progress", "recipe", b"recipe", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "data", b"data", "end_time", b"end_time", "max_duration", b"max_duration", "progress", b"progress", "recipe", b"recipe", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "backend", b"backend", "create_time", b"create_time", "data", b"data", "end_time", b"end_time", "error", b"error", "id", b"id", "progress", b"progress", "recipe", b"recipe", "role", b"role", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "attempts", b"attempts", "backend", b"backend", "base_model", b"base_model", "cost_micros", b"cost_micros", "create_time", b"create_time", "data", b"data", "end_time", b"end_time", "error", b"error", "evaluation", b"evaluation", "first_sequence", b"first_sequence", "id", b"id", "last_sequence", b"last_sequence", "max_cost_micros", b"max_cost_micros", "max_duration", b"max_duration", "note", b"note", "progress", b"progress", "recipe", b"recipe", "role", b"role", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Model servers that serve LoRA adapters, behind one port: the embedded engine, LoRAX, vLLM."""

@@ -1,0 +1,169 @@
+"""Between the messages of arbiter.proto and the Arbiter's core."""
+
+from typing import Final
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from hivemind.servers.arbiter.example import ROLE, Example, Provenance
+from hivemind.servers.arbiter.shelf import Counts, Selection
+from hivemind.servers.arbiter.stream import Beat
+from hivemind.servers.common.context import is_id
+from hivemind.servers.common.errors import MeshError, Violation, invalid_field, not_found
+from hivemind.v1 import arbiter_pb2, common_pb2
+
+PAGE_DEFAULT, PAGE_MAX = 50, 500
+IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX = 32, 10_000
+ACKNOWLEDGED_MAX: Final = 10_000
+_REFINED_BY: Final = {
+    "ORACLE": arbiter_pb2.PlatinumExample.ORACLE,
+    "ARBITER": arbiter_pb2.PlatinumExample.ARBITER,
+    "HUMAN": arbiter_pb2.PlatinumExample.HUMAN,
+}
+
+
+# Platinum: reading, the stream, forgetting.
+
+
+def example_message(example: Example) -> arbiter_pb2.PlatinumExample:
+    """An example as the contract has it."""
+    new = example.new
+    return arbiter_pb2.PlatinumExample(
+        id=example.id,
+        sequence=example.sequence,
+        request_id=new.request_id,
+        role=ROLE,
+        messages=[common_pb2.ChatMessage(role=t.role, content=t.content, name=t.name) for t in new.messages],
+        draft=new.draft,
+        final_platinum_answer=new.final_platinum_answer,
+        provenance=_provenance(new.provenance),
+        domain=new.domain,
+        confidence=new.confidence,
+        tenant=new.tenant,
+        licence=new.licence,
+        consent=new.consent,
+        create_time=_timestamp(example.created),
+        refined_by=_REFINED_BY[new.refined_by],
+        origin=new.origin,
+        sha256=example.sha256,
+    )
+
+
+def event_message(event: Example | Beat) -> arbiter_pb2.StreamPlatinumResponse:
+    """A message of the stream."""
+    if isinstance(event, Example):
+        return arbiter_pb2.StreamPlatinumResponse(example=example_message(event))
+    beat = arbiter_pb2.Heartbeat(last_sequence=event.last_sequence, lag=event.lag)
+    return arbiter_pb2.StreamPlatinumResponse(heartbeat=beat)
+
+
+def stats_message(counts: Counts, *, queued: int, dropped: int) -> arbiter_pb2.GetPlatinumStatsResponse:
+    """The counts of ledger and queue."""
+    return arbiter_pb2.GetPlatinumStatsResponse(
+        examples=counts.examples,
+        forgotten=counts.forgotten,
+        last_sequence=counts.last_sequence,
+        by_refined_by=counts.by_refined_by,
+        by_domain=counts.by_domain,
+        by_tenant=counts.by_tenant,
+        cost_micros=counts.cost_micros,
+        queued=queued,
+        dropped=dropped,
+        size_bytes=counts.size_bytes,
+        bad_lines=counts.bad_lines,
+    )
+
+
+def page_size(asked: int) -> int:
+    """The page size to use, by AIP-158: 0 is the default, too large is the largest, negative is an error."""
+    if asked < 0:
+        raise invalid_field("page_size", "must not be negative")
+    return min(asked or PAGE_DEFAULT, PAGE_MAX)
+
+
+def page_below(token: str) -> int | None:
+    """The sequence that a page goes on below; None for the first page."""
+    if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
+        raise invalid_field("page_token", "is not one that ListPlatinum gave")
+    return int(token) if token else None
+
+
+def page_filter(request: arbiter_pb2.ListPlatinumRequest, caller: str) -> Selection:
+    """What a page shows. A caller that names itself by header sees its own examples only."""
+    return Selection(tenant=caller or request.tenant, domain=request.domain)
+
+
+def visible(example: Example | None, name: str, caller: str) -> Example:
+    """The example, unless there is none or it belongs to another tenant than the caller that names itself."""
+    if example is None or caller not in ("", example.new.tenant):
+        raise not_found("platinum example", name)
+    return example
+
+
+def to_forget(request: arbiter_pb2.ForgetPlatinumRequest) -> Selection | str:
+    """What is to be forgotten; INVALID_FIELD unless exactly one thing is named."""
+    named = [n for n in ("tenant", "request_id", "id") if getattr(request, n)]
+    if len(named) != 1:
+        description = "name exactly one of tenant, request_id and id"
+        violations = tuple(Violation(n, description) for n in named or ("tenant", "request_id", "id"))
+        raise MeshError("INVALID_FIELD", description, violations=violations)
+    return request.id or Selection(tenant=request.tenant, request_id=request.request_id)
+
+
+def group_of(name: str) -> str:
+    """A consumer group's name."""
+    return _id("group", name)
+
+
+def consumer_of(name: str) -> str:
+    """A consumer's name."""
+    return _id("consumer", name)
+
+
+def in_flight(asked: int) -> int:
+    """How many examples may be under way."""
+    if asked < 0:
+        raise invalid_field("max_in_flight", "must not be negative")
+    return min(asked or IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX)
+
+
+def acknowledged(request: arbiter_pb2.AckPlatinumRequest) -> list[int]:
+    """The sequences that were handled."""
+    if len(request.sequences) > ACKNOWLEDGED_MAX:
+        raise invalid_field("sequences", f"must be at most {ACKNOWLEDGED_MAX}")
+    if min(request.sequences) < 1:
+        raise invalid_field("sequences", "must be at least 1 each")
+    return list(request.sequences)
+
+
+def _id(field: str, name: str) -> str:
+    if not is_id(name):
+        raise invalid_field(field, "must match [a-z0-9._-]+ and be at most 128 characters")
+    return name
+
+
+def _provenance(p: Provenance) -> arbiter_pb2.Provenance:
+    return arbiter_pb2.Provenance(
+        draft_model=p.draft_model,
+        draft_adapter=p.draft_adapter,
+        oracle_model=p.oracle_model,
+        arbiter_model=p.arbiter_model,
+        prompt_template_sha256=p.prompt_template_sha256,
+        score=p.score,
+        draft_score=p.draft_score,
+        decisions=p.decisions,
+        changes=p.changes,
+        cost_micros=p.cost_micros,
+        latency=_duration(p.latency_s),
+        safety=p.safety,
+        redactions=p.redactions,
+    )
+
+
+def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    whole, ms = divmod(round(seconds * 1000), 1000)
+    return timestamp_pb2.Timestamp(seconds=whole, nanos=ms * 1_000_000)
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    whole, us = divmod(round(seconds * 1e6), 1_000_000)
+    return duration_pb2.Duration(seconds=whole, nanos=us * 1000)

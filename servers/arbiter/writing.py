@@ -1,0 +1,62 @@
+"""Lines on their way to the disk: each gets its place after the one before."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hivemind.servers.arbiter.example import Example, NewExample
+from hivemind.servers.arbiter.lines import Place, example_line, id_high, next_id, placed, tombstone_line
+from hivemind.servers.arbiter.shelf import key_reused
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The newest line: its sequence, its hash, and the upper half of its id."""
+
+    sequence: int
+    sha256: str
+    high: int
+
+
+class Writing:
+    """A batch. `lines` and `examples` run in step; a tombstone stands as None among the examples."""
+
+    def __init__(self, cursor: Cursor, now_ms: int) -> None:
+        self.cursor, self._now_ms = cursor, now_ms
+        self.lines: list[bytes] = []
+        self.examples: list[Example | None] = []
+        self.last_id = ""
+        self._keys: dict[tuple[str, str], Example] = {}
+
+    def repeated(self, new: NewExample) -> Example | None:
+        """The example of this batch under the same key; IDEMPOTENCY_KEY_REUSED as in ports.PlatinumLedger."""
+        found = self._keys.get((new.tenant, new.idempotency_key)) if new.idempotency_key else None
+        if found is not None and found.new.fingerprint != new.fingerprint:
+            raise key_reused()
+        return found
+
+    def add_example(self, new: NewExample) -> Example:
+        """Adds an example; ValueError or TypeError where it cannot be written."""
+        place = self._next()
+        line, sha256 = example_line(place, new)
+        example = placed(place, sha256, new)
+        self._took(place, line, sha256, example)
+        if new.idempotency_key:
+            self._keys[new.tenant, new.idempotency_key] = example
+        return example
+
+    def add_tombstone(self, forgotten: Sequence[tuple[str, str]], reason: str) -> None:
+        """Adds a tombstone for examples, given by id and hash."""
+        place = self._next()
+        line, sha256 = tombstone_line(place, forgotten, reason)
+        self._took(place, line, sha256, None)
+
+    def _next(self) -> Place:
+        name, high = next_id(self._now_ms, self.cursor.high, secrets.randbits(62))
+        return Place(name, self.cursor.sequence + 1, high >> 16, self.cursor.sha256)
+
+    def _took(self, place: Place, line: bytes, sha256: str, example: Example | None) -> None:
+        self.cursor = Cursor(place.sequence, sha256, id_high(place.id))
+        self.last_id = place.id
+        self.lines.append(line)
+        self.examples.append(example)

@@ -1,0 +1,66 @@
+"""The AdapterRegistry as the Trainer sees it."""
+
+from typing import Final
+
+import grpc
+
+from hivemind.servers.common.channels import peer_metadata
+from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.trainer.jobs import Job
+from hivemind.servers.trainer.ports import Champion
+from hivemind.v1 import adapter_registry_pb2 as pb
+from hivemind.v1 import adapter_registry_pb2_grpc
+
+REGISTER_TIMEOUT_S: Final = 60.0
+STATE_TIMEOUT_S: Final = 5.0
+_REFUSALS: Final = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.NOT_FOUND,
+    }
+)
+"""What stays the same however often it is asked again; all else may pass."""
+
+
+class RegistryClient:
+    """Implements ports.Registry."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, api_key: str | None) -> None:
+        self._stub, self._api_key = adapter_registry_pb2_grpc.AdapterRegistryServiceStub(channel), api_key
+
+    async def register(self, job: Job, path: str) -> str:
+        """See ports.Registry."""
+        request = pb.RegisterAdapterRequest(role=job.order.role, path=path, idempotency_key=f"train-{job.id}")
+        try:
+            adapter = await self._stub.RegisterAdapter(request, timeout=REGISTER_TIMEOUT_S, metadata=self._metadata())
+        except grpc.aio.AioRpcError as error:
+            raise _told(error) from error
+        return adapter.id
+
+    async def champion(self, role: str) -> Champion | None:
+        """See ports.Registry."""
+        try:
+            state = await self._stub.GetState(pb.GetStateRequest(), timeout=STATE_TIMEOUT_S, metadata=self._metadata())
+            name = next((r.champion for r in state.roles if r.role == role), "")
+            if not name:
+                return None
+            request = pb.GetAdapterRequest(id=name)
+            adapter = await self._stub.GetAdapter(request, timeout=STATE_TIMEOUT_S, metadata=self._metadata())
+        except grpc.aio.AioRpcError as error:
+            raise _told(error) from error
+        return Champion(adapter.id, adapter.path)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return peer_metadata(self._api_key)
+
+
+def _told(error: grpc.aio.AioRpcError) -> MeshError:
+    """A refusal in the registry's words, or PEER_UNAVAILABLE for all that may pass."""
+    told = told_by_peer(error, "the adapter registry")
+    if error.code() in _REFUSALS:
+        reason = told.reason if told.reason != "PEER_UNAVAILABLE" else "INTERNAL_ERROR"
+        return MeshError(reason, error.details() or error.code().name)
+    return MeshError("PEER_UNAVAILABLE", told.message, retry_after_s=1.0)

@@ -1,0 +1,116 @@
+"""Between the messages of trainer.proto and the Trainer's core."""
+
+import hashlib
+from typing import Any, Final
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from hivemind.servers.common.errors import invalid_field
+from hivemind.servers.trainer.jobs import Job, Progress
+from hivemind.servers.trainer.order import DataSelection, Order, Recipe
+from hivemind.servers.trainer.ports import Call
+from hivemind.v1 import trainer_pb2 as pb
+
+DEFAULT_PAGE: Final = 50
+MAX_PAGE: Final = 500
+MAX_KEY: Final = 128
+_OPTIONAL: Final = ("max_steps", "learning_rate", "rank", "max_seq_length", "epochs", "batch_size", "seed")
+
+
+def order_of(message: pb.StartTrainingRequest) -> Order:
+    """What is asked for; an absent `data` is None."""
+    return Order(
+        role=message.role,
+        data=_selection(message.data) if message.HasField("data") else None,
+        recipe=_recipe(message.recipe),
+        base_model=message.base_model,
+        max_duration_s=message.max_duration.seconds + message.max_duration.nanos / 1e9,
+        max_cost_micros=message.max_cost_micros,
+        fencing_token=message.fencing_token,
+    )
+
+
+def call_of(message: pb.StartTrainingRequest | pb.CancelJobRequest) -> Call:
+    """The idempotency key, and what tells this request from another one with the same key."""
+    key = message.idempotency_key
+    if len(key) > MAX_KEY:
+        raise invalid_field("idempotency_key", f"must have at most {MAX_KEY} characters")
+    kind = message.DESCRIPTOR.name.encode()
+    return Call(key, hashlib.sha256(kind + message.SerializeToString(deterministic=True)).hexdigest()[:32])
+
+
+def page_of(message: pb.ListJobsRequest) -> tuple[int | None, int]:
+    """Where a page begins and how long it may be, by AIP-158."""
+    if message.page_size < 0:
+        raise invalid_field("page_size", "must not be negative")
+    token = message.page_token
+    if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
+        raise invalid_field("page_token", "is not one that ListJobs gave")
+    return int(token) if token else None, min(message.page_size or DEFAULT_PAGE, MAX_PAGE)
+
+
+def job_of(job: Job) -> pb.TrainingJob:
+    """The job as the contract has it."""
+    message = pb.TrainingJob(
+        id=job.id,
+        state=pb.TrainingJob.State.Value(job.state),
+        role=job.order.role,
+        data=pb.TrainingData(paths=job.data.paths, platinum=job.data.platinum, mixture=job.data.mixture),
+        recipe=_recipe_message(job.order.recipe),
+        progress=progress_of(job.progress),
+        error=job.error,
+        adapter_id=job.adapter_id,
+        backend=job.backend,
+        base_model=job.order.base_model,
+        attempts=job.attempts,
+        note=job.note,
+        first_sequence=job.result.first_sequence,
+        last_sequence=job.result.last_sequence,
+        cost_micros=job.cost_micros,
+        evaluation=job.result.evaluation,
+        max_cost_micros=job.order.max_cost_micros,
+    )
+    for field, seconds in (("create_time", job.created), ("start_time", job.started), ("end_time", job.ended)):
+        if seconds:
+            getattr(message, field).CopyFrom(_timestamp(seconds))
+    if job.order.max_duration_s:
+        message.max_duration.CopyFrom(_duration(job.order.max_duration_s))
+    return message
+
+
+def progress_of(progress: Progress) -> pb.TrainingProgress:
+    """How far a job is."""
+    return pb.TrainingProgress(
+        step=progress.step,
+        max_steps=progress.max_steps,
+        loss=progress.loss,
+        tokens_per_second=progress.tokens_per_second,
+        eta=_duration(progress.eta_s),
+    )
+
+
+def _selection(message: pb.TrainingData) -> DataSelection:
+    return DataSelection(tuple(message.paths), message.platinum, message.mixture)
+
+
+def _recipe(message: pb.TrainingRecipe) -> Recipe:
+    fields: Any = message
+    given = {name: getattr(message, name) for name in _OPTIONAL if fields.HasField(name)}
+    return Recipe(**given, backend=message.backend)
+
+
+def _recipe_message(recipe: Recipe) -> pb.TrainingRecipe:
+    given: dict[str, Any] = {n: getattr(recipe, n) for n in _OPTIONAL if getattr(recipe, n) is not None}
+    return pb.TrainingRecipe(**given, backend=recipe.backend)
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromMilliseconds(round(max(0.0, min(seconds, 3e9)) * 1000))
+    return duration
+
+
+def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromMilliseconds(int(seconds * 1000))
+    return stamp

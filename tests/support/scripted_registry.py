@@ -1,0 +1,45 @@
+"""Stands for the AdapterRegistry: takes what is registered, or refuses as it is told."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from hivemind.v1 import adapter_registry_pb2 as pb
+from hivemind.v1 import adapter_registry_pb2_grpc as rpc
+
+
+@dataclass
+class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
+    """`refusal`: what every registration is answered, None to take it. `champion`: id and path of the one in office."""
+
+    refusal: tuple[grpc.StatusCode, str] | None = None
+    champion: tuple[str, str] | None = None
+    calls: list[pb.RegisterAdapterRequest] = field(default_factory=list)
+    known: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+    _server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server()
+        rpc.add_AdapterRegistryServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+
+    async def RegisterAdapter(self, request: pb.RegisterAdapterRequest, context: Any) -> pb.Adapter:
+        self.calls.append(request)
+        if self.refusal is not None:
+            await context.abort(*self.refusal)
+        name = self.known.setdefault(request.idempotency_key, f"{request.role}-v{len(self.known) + 1:06d}")
+        return pb.Adapter(id=name, role=request.role, state=pb.Adapter.REGISTERED)
+
+    async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.RegistryState:
+        champion = self.champion[0] if self.champion else ""
+        return pb.RegistryState(roles=[pb.RoleState(role="implementer", champion=champion)])
+
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Any) -> pb.Adapter:
+        return pb.Adapter(id=request.id, path=self.champion[1] if self.champion else "")
