@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from hivemind.cli.home import CommandError, data_folders, read_json
 from hivemind.cli.http_api import MeshApi
@@ -63,13 +63,14 @@ def jobs(api: MeshApi) -> Iterator[dict[str, Any]]:
 
 def show_jobs(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
     """Prints a table of jobs."""
-    table = Table("job", "state", "role", "steps", "loss", "started", "what came of it", box=None)
+    whole = Column("job", no_wrap=True)
+    table = Table(whole, "state", "steps", "loss", "started", "what came of it", box=None)
     for job in found:
         progress = job["progress"]
-        steps = f"{progress['step']} / {progress['max_steps']}" if progress["max_steps"] else ""
+        steps = f"{progress['step']}/{progress['max_steps']}" if progress["max_steps"] else ""
         loss = f"{progress['loss']:.3f}" if progress["step"] else ""
         outcome = job["adapter_id"] or job["error"] or job["note"]
-        table.add_row(job["id"], job["state"], job["role"], steps, loss, _minute(job), escape(outcome))
+        table.add_row(job["id"], job["state"], steps, loss, _minute(job), escape(outcome))
     console.print(table)
 
 
@@ -154,7 +155,7 @@ def _inside(path: str, home: Path) -> str:
 
 
 def _minute(job: Mapping[str, Any]) -> str:
-    return str(job.get("start_time") or "")[:16].replace("T", " ")
+    return str(job.get("start_time") or "")[5:16].replace("T", " ")
 
 
 def _card_ids(card: Path) -> set[str] | None:
