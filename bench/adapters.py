@@ -21,6 +21,8 @@ from typing import Any
 
 import grpc
 
+from bench.adapters_tokens import ROWS as ENGINE_ROWS
+from bench.adapters_tokens import measure_engine
 from bench.gateway import free_port, started, until_connected
 from hivemind.v1 import adapter_registry_pb2 as pb
 from hivemind.v1 import adapter_registry_pb2_grpc as rpc
@@ -202,9 +204,11 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--outcomes", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=40)
+    parser.add_argument("--engine-repeat", type=int, default=3)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(measure_registry(Path(folder), outcomes=options.outcomes, repeat=options.repeat))
+        figures |= asyncio.run(measure_engine(Path(folder) / "engine", repeat=options.engine_repeat))
     report(figures, {"outcomes": options.outcomes, "watchers": WATCHERS})
 
 
@@ -213,7 +217,7 @@ def report(figures: Figures, counts: dict[str, int]) -> None:
     summary: dict[str, Callable[[list[float]], float]] = {"median": statistics.median, "p95": p95, "max": max}
     print("| | median | p95 | most | target |")
     print("| --- | ---: | ---: | ---: | --- |")
-    for key, title in ROWS.items():
+    for key, title in {**ROWS, **ENGINE_ROWS}.items():
         if key in figures:
             cells = " | ".join(f"{f(figures[key]):.1f}" for f in summary.values())
             print(f"| {title} | {cells} | {TARGETS[key][1] if key in TARGETS else ''} |")

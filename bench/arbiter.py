@@ -54,6 +54,8 @@ from hivemind.v1 import arbiter_pb2 as pb
 from hivemind.v1 import arbiter_pb2_grpc as rpc
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+"""Where the result goes, and what is measured lies meanwhile: on the checkout's disk."""
 WRITERS = 64
 ROTATE_BYTES = 256 << 20
 IN_FLIGHT, ACK_EVERY = 2048, 512
@@ -131,7 +133,7 @@ async def append_all(folder: Path, count: int) -> tuple[float, list[float]]:
 
 def measure_appends(figures: Figures, *, each: int, grouped: int) -> None:
     """One repetition of both."""
-    with tempfile.TemporaryDirectory(dir=HERE.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
         rate, took = sync_each(Path(folder), each)
         note(
             figures,
@@ -306,7 +308,8 @@ class Memory:
 def measure_start_and_stream(figures: Figures, folder: Path, redis_url: str, *, backlog: int, repetition: int) -> None:
     """One repetition: the server's start and memory, its stream, and the bare stream beside it."""
     with server(folder, redis_url) as (address, process, seconds):
-        note(figures, start_s=seconds, start_mib=process.memory_info().rss / 2**20)
+        cpu = process.cpu_times()
+        note(figures, start_s=seconds, start_cpu_s=cpu.user + cpu.system, start_mib=process.memory_info().rss / 2**20)
         group = f"bench-{repetition}"
         asyncio.run(consume(address, 1000, group=f"warm-{repetition}", acknowledge=True))
         with Memory(process) as memory:
@@ -371,6 +374,7 @@ ROWS = {
     "append_p50_ms": "- p50 of an append, ms",
     "append_p99_ms": "- p99, ms",
     "start_s": "server on the large ledger: start until ready, s",
+    "start_cpu_s": "- of that CPU time, s",
     "start_mib": "- resident memory then, MiB",
     "bare_per_s": "bare grpc.aio stream: messages a second",
     "stream_per_s": "platinum stream with acknowledgements: messages a second",
@@ -412,9 +416,7 @@ def report(figures: Figures, options: argparse.Namespace) -> None:
         "lines": options.lines, "backlog": options.backlog, "repetitions": figures, "median": medians,
         "ratios": {k: v for k, (v, _) in ratios.items()},
     }  # fmt: skip
-    file = HERE / "results" / "arbiter.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(document, indent=1) + "\n")
+    (RESULTS / "arbiter.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 def main(arguments: list[str]) -> None:
@@ -433,12 +435,13 @@ def main(arguments: list[str]) -> None:
         return
     options.lines = options.lines or (50_000 if options.quick else 1_000_000)
     options.backlog = options.backlog or (10_000 if options.quick else 100_000)
+    RESULTS.mkdir(exist_ok=True)
     configure_logs("bench", "ERROR")
     figures: Figures = {}
     for repetition in range(options.repeat):
         measure_appends(figures, each=500 if options.quick else 3000, grouped=3000 if options.quick else 30_000)
         print(f"appends {repetition + 1} of {options.repeat} done", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=HERE.parent) as folder, redis(Path(folder) / "redis") as redis_url:
+    with tempfile.TemporaryDirectory(dir=RESULTS) as folder, redis(Path(folder) / "redis") as redis_url:
         large = Path(folder) / "large"
         make_ledger(large, options.lines)
         for repetition in range(options.repeat):

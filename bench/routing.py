@@ -4,7 +4,7 @@ The gate, as it is checked in, against random order, prompt length, an n-gram lo
 nearest neighbours (RouteLLM's kind of baseline, trained here on the same train files), and the oracle. Scored by
 routing_score.py, which lies beside the data's parent folder. Then: what feedback adds. Whole subjects or tasks are left
 out of a fit, 5% of their outcomes are fed back at random as they come, and each later request is scored with what was
-known before it.
+known before it. Last: what a decision costs, and each target beside what was measured.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import importlib.util
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,15 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from bench.routing_targets import (
+    Target,
+    by_part,
+    chance_error,
+    cost_targets,
+    harm_target,
+    quality_targets,
+    show,
+)
 from hivemind.servers.router.gate.features import Features
 from hivemind.servers.router.gate.model import MODEL_FILE, TABLE_FILE, Gate
 from hivemind.servers.router.gate.wordpiece import PieceTable
@@ -27,13 +37,17 @@ from hivemind.servers.router.skills import Opinions
 from hivemind.training.router_gate import (
     COSTS,
     FILES,
+    HeldOut,
     Recording,
     apgr,
+    calibrated,
+    calibration,
     head_errors,
     held_out,
+    interval,
     linear_columns,
-    need,
     outcomes,
+    random_folds,
     read,
     rows_of,
     whole_kinds,
@@ -71,31 +85,50 @@ def unit(rows: list[dict[str, str]]) -> Any:
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
 
 
-def left_out(data: Path, pair: str) -> tuple[Recording, Any, Any]:
-    """The recording, what a fit that never saw a row's kind predicts for it, (rows, 2), and how unknown it is."""
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What fits that never saw a row's kind say of it: `heads` (rows, 2), calibrated as the gate's are."""
+
+    own: Recording
+    held: HeldOut
+    heads: Any
+
+    @property
+    def need(self) -> Any:
+        """The order that follows."""
+        return self.held.need(self.heads)
+
+
+def left_out(data: Path, pair: str) -> LeftOut:
+    """Fits anew without each kind, as `train` does to choose."""
     features = Features(PieceTable(TABLE_FILE))
     own, other = (read(data, p, "train", features) for p in (pair, next(p for p in FILES if p != pair)))
-    trees, lines, unknown = held_out(own, other, whole_kinds(own), linear_columns(features))
     share = json.loads(_about())["pairs"][pair]["share"]
-    return own, np.clip(share * trees + (1 - share) * lines, 0.01, 0.99), unknown
+    asked, held = (held_out(own, other, f(own), linear_columns(features)) for f in (random_folds, whole_kinds))
+    corrections = calibration(asked.mixed(share), own.y)
+    return LeftOut(own, held, calibrated(held.mixed(share), corrections))
 
 
-def with_feedback(y: Any, heads: Any, unknown: Any, groups: Sequence[str]) -> dict[str, float]:
-    """The paired gain in APGR of learning, group by group, from 5% of the outcomes as servers/router/skills.py does."""
-    plain, gains = need(heads, unknown), []
+def with_feedback(part: LeftOut, expected: Any, groups: Sequence[str]) -> tuple[float, float, float]:
+    """Low end, mean and high end of the paired gain in APGR of learning from 5% of the outcomes, group by group.
+
+    Opinions are counted against `expected`, (rows, 2), and move the order, as servers/router/skills.py does it.
+    """
+    y, plain, gains = part.own.y, apgr(part.need, part.own.y), []
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
         opinions: dict[str, tuple[Opinions, Opinions]] = {}
-        learnt = heads.copy()
-        for i in rng.permutation(len(heads)):
+        order = part.need.copy()
+        for i in rng.permutation(len(order)):
             known = opinions.get(groups[i], (Opinions(), Opinions()))
-            learnt[i] = [o.correct(p) for o, p in zip(known, heads[i], strict=True)]
+            weak, strong = (o.correct(p) - p for o, p in zip(known, expected[i], strict=True))
+            order[i] += strong - weak
             if rng.random() < FED_BACK:
-                after = [o.after(outcome, p) for o, outcome, p in zip(known, y[i], heads[i], strict=True)]
+                after = [o.after(outcome, p) for o, outcome, p in zip(known, y[i], expected[i], strict=True)]
                 opinions[groups[i]] = (after[0], after[1])
-        gains.append(apgr(need(learnt, unknown), y) - apgr(plain, y))
+        gains.append(apgr(order, y) - plain)
     low, high = np.percentile(gains, [2.5, 97.5])
-    return {"gain": float(np.mean(gains)), "low": float(low), "high": float(high), "without": apgr(plain, y)}
+    return float(low), float(np.mean(gains)), float(high)
 
 
 def _about() -> str:
@@ -112,46 +145,69 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--scorer", type=Path, help="routing_score.py; default: two folders above the data")
     options = parser.parse_args(arguments)
     scorer = _scorer(options.scorer or options.data.resolve().parent.parent / "routing_score.py")
-    gate, results, curves = Gate(), {}, {}
+    gate, curves = Gate(), {}
+    results: dict[str, dict[str, Any]] = {}
     for pair in FILES:
-        train, dev = rows_of(options.data, pair, "train"), rows_of(options.data, pair, "dev")
-        y, found = outcomes(dev), [gate.estimate(r["prompt"], pair) for r in dev]
-        scores = baselines(train, dev, (unit(train), unit(dev))) | {
-            "hivemind, generic": np.array([gate.estimate(r["prompt"]).need for r in dev]),
-            "hivemind": np.array([e.need for e in found]),
-            "oracle": y[:, 1] - y[:, 0],
-        }
-        weak_cost, strong_cost = (np.full(len(y), c) for c in COSTS[pair])
-        print(
-            f"\n### {pair}: {len(y)} questions of dev\n\n| router | APGR | 95% interval | cost at 95% quality | CPT50 |"
-        )
-        print("| --- | ---: | ---: | ---: | ---: |")
-        results[pair] = {}
-        for name, score in scores.items():
-            told = scorer.evaluate(score, y[:, 0], y[:, 1], weak_cost, strong_cost)
-            told |= scorer.bootstrap(score, y[:, 0], y[:, 1], weak_cost, strong_cost, 200)
-            low, high = told["apgr_ci95"]
-            results[pair][name] = {k: v for k, v in told.items() if isinstance(v, float | list)}
-            shown = f"{told['apgr']:.3f} | {low:.3f} to {high:.3f} | {told['q95_cost']:.1f}% | {told['cpt50']:.1f}%"
-            print(f"| {name} | {shown} |")
-        curves[pair] = {n: scorer.curve(s, y[:, 0], y[:, 1], weak_cost, strong_cost) for n, s in scores.items()}
-        errors = head_errors(found, y)
-        print(f"\nCalibration error: weak {errors[0]:.3f}, strong {errors[1]:.3f} (target: below 0.05)")
-        results[pair]["calibration_error"] = errors
-        own, heads, unknown = left_out(options.data, pair)
-        # a client may name the subject as hints.domain; else the domain that was recognised stands for it
-        for groups, words in ((list(map(str, own.kinds)), "subject named"), (own.domains, "domain recognised")):
-            fed = results[pair][f"feedback, {words}"] = with_feedback(own.y, heads, unknown, groups)
-            print(
-                f"Left-out kinds, {words}: APGR {fed['without']:.3f}; 5% of the outcomes fed back add "
-                f"{fed['gain']:+.3f} [{fed['low']:+.3f}, {fed['high']:+.3f}] over {DRAWS} draws"
-            )
+        results[pair], curves[pair] = measured(gate, pair, options.data, scorer)
+    print("\n### What it takes")
+    costs = list(cost_targets([r["prompt"] for r in rows_of(options.data, "mmlu", "train")]))
+    show(costs)
+    results["costs"] = {"targets": list(map(asdict, costs))}
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     machine = {"python": platform.python_version(), "numpy": np.__version__}
     (folder / "routing.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
     _draw(curves, folder / "routing.png")
     print("\nbench/results/routing.json, bench/results/routing.png")
+
+
+def measured(gate: Gate, pair: str, data: Path, scorer: ModuleType) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Prints one pair's tables; its figures, and its curves by router."""
+    train, dev = rows_of(data, pair, "train"), rows_of(data, pair, "dev")
+    y, found = outcomes(dev), [gate.estimate(r["prompt"], pair) for r in dev]
+    orders = baselines(train, dev, (unit(train), unit(dev))) | {
+        "hivemind, generic": np.array([gate.estimate(r["prompt"]).need for r in dev]),
+        "hivemind": np.array([e.need for e in found]),
+        "oracle": y[:, 1] - y[:, 0],
+    }
+    costs = [np.full(len(y), c) for c in COSTS[pair]]
+    print(f"\n### {pair}: {len(y)} questions of dev\n")
+    print("| router | APGR | 95% interval | cost at 95% quality | CPT50 |\n| --- | ---: | ---: | ---: | ---: |")
+    told = {name: _told(name, order, y, costs, scorer) for name, order in orders.items()}
+    curves = {name: scorer.curve(order, y[:, 0], y[:, 1], *costs) for name, order in orders.items()}
+    chance = chance_error(found)
+    print(f"\nCalibration error that chance alone would show: weak {chance[0]:.3f}, strong {chance[1]:.3f}")
+    part = left_out(data, pair)
+    ends = interval(part.need, part.own.y)
+    targets = [
+        *quality_targets(pair, told["hivemind"], head_errors(found, y), apgr(part.need, part.own.y), ends),
+        harm_target("category of dev", by_part(orders["hivemind"], y, [r["category"] for r in dev])),
+        harm_target("category, kinds left out", by_part(part.need, part.own.y, [r["category"] for r in train])),
+        *feedback_targets(part),
+    ]
+    show(targets)
+    return told | {"chance_error": chance, "targets": list(map(asdict, targets))}, curves
+
+
+def _told(name: str, order: Any, y: Any, costs: list[Any], scorer: ModuleType) -> dict[str, Any]:
+    told = scorer.evaluate(order, y[:, 0], y[:, 1], *costs)
+    told |= scorer.bootstrap(order, y[:, 0], y[:, 1], *costs, 200)
+    low, high = told["apgr_ci95"]
+    shown = f"{told['apgr']:.3f} | {low:.3f} to {high:.3f} | {told['q95_cost']:.1f}% | {told['cpt50']:.1f}%"
+    print(f"| {name} | {shown} |")
+    return {k: v for k, v in told.items() if isinstance(v, float | list)}
+
+
+def feedback_targets(part: LeftOut) -> Iterable[Target]:
+    """By subject and by domain; against the gate's own estimates, and against what a decision expects of the models."""
+    strong = part.heads[:, 1]
+    decided = np.column_stack([np.clip(strong - part.need, 0.01, 0.99), strong])
+    # a client may name the subject as hints.domain; else the domain that was recognised stands for it
+    for groups, words in ((list(map(str, part.own.kinds)), "subject named"), (part.own.domains, "domain recognised")):
+        for expected, against in ((part.heads, "against the gate"), (decided, "against the decision")):
+            low, mean, high = with_feedback(part, expected, groups)
+            shown = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+            yield Target(f"gain of 5% fed back, {words}, {against}", f"above 0 in {DRAWS} draws", shown, low > 0)
 
 
 def _scorer(path: Path) -> ModuleType:

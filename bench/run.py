@@ -4,7 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
-NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("run", "load", "mock_upstream"))
+_PARTS = ("run", "load", "mock_upstream", "routing_targets", "adapters_tokens")
+NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS)
 
 
 def main() -> None:

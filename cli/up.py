@@ -28,6 +28,9 @@ from hivemind.cli.supervisor import Supervisor
 READY_LIMIT_S: Final = 120.0
 QUESTION: Final = "Name three colours."
 _POLL_S: Final = 0.1
+_OF_EACH_SERVER: Final = (
+    "/api/models", "/api/config/governor", "/api/platinum:stats", "/api/adapters", "/api/train", "/api/orchestrator",
+)  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -71,6 +74,7 @@ class Mesh:
         self._write_state(ready=False)
         async with asyncio.timeout(READY_LIMIT_S):
             await asyncio.gather(*(self._until_ready(name) for name in (*plan.processes, "envoy")))
+            await asyncio.gather(*map(self._until_reached, _OF_EACH_SERVER))
         answer = await asyncio.to_thread(_first_answer, MeshApi(_client_host(plan.host), plan.port))
         self._write_state(ready=True)
         self._report(answer)
@@ -79,11 +83,18 @@ class Mesh:
         ports = self.plan.processes.get(name)
         port = ports.metrics if ports is not None else self.plan.port
         host = _client_host(self.plan.host)
-        while not await _answers_ready(host, port):
+        while await _status(host, port, "/readyz") != 200:
             if self._supervisor.restarts(name) >= 3:
                 raise CommandError(f"{name} does not start: {_last_line(self.plan.home / 'logs' / f'{name}.log')}")
             await asyncio.sleep(_POLL_S)
         self._say(f"  ready  {name:<18}{time.monotonic() - self._began:5.1f} s")
+
+    async def _until_reached(self, path: str) -> None:
+        """Envoy looks for its servers by itself: it may know one a little later than that one is ready."""
+        while True:
+            if await _status(_client_host(self.plan.host), self.plan.port, path) not in (0, 503):
+                return
+            await asyncio.sleep(_POLL_S)
 
     async def _stop(self) -> None:
         """Envoy first, so that nothing new comes in; Redis last, so that everything can be written."""
@@ -198,17 +209,17 @@ def process_start(pid: int) -> float | None:
         return None
 
 
-async def _answers_ready(host: str, port: int) -> bool:
-    """Whether GET /readyz answers 200 within a second."""
-    with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+async def _status(host: str, port: int, path: str) -> int:
+    """The status that a GET is answered with, 0 if none comes within a second."""
+    with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError):
         async with asyncio.timeout(1.0):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                writer.write(b"GET /readyz HTTP/1.1\r\nHost: mesh\r\nConnection: close\r\n\r\n")
-                return b" 200 " in await reader.readline()
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: mesh\r\nConnection: close\r\n\r\n".encode())
+                return int((await reader.readline()).split()[1])
             finally:
                 writer.close()
-    return False
+    return 0
 
 
 def _needs_engine(config: Path, environment: Mapping[str, str]) -> bool:

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,22 +22,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hivemind.cli.home import CommandError, data_folder, home_folder, read_json
+from hivemind.cli.home import CommandError, data_folder, read_json
 from hivemind.cli.http_api import MeshApi
 from hivemind.training.adapter_files import sync_folder
+from hivemind.training.flags import add_config_flags, config_from_flags
 from hivemind.training.mixture import BadData
 from hivemind.training.plan import Plan, plan_run, refuse_overwrite
 from hivemind.training.run_log import LOG_FILE, read_events
-from hivemind.training.sft_config import (
-    ConfigError,
-    DataChoice,
-    Gates,
-    RecipeChoice,
-    SftConfig,
-    check,
-    read_config,
-    write_config,
-)
+from hivemind.training.sft_config import ConfigError, Gates, check, prepare_run, read_config
 from hivemind.training.sft_text import ADAPTER, DONE, STOPPED, UNUSABLE
 
 ROLE: Final = "implementer"
@@ -54,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
-        config = _config(options, os.environ)
+        config = config_from_flags(options, os.environ, role=ROLE, gates=_GATES)
         target = data_folder("adapters", os.environ) / CHAMPION
         check(config)
         if options.dry_run:
@@ -87,52 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hivemind.training.bootstrap", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--data", nargs="+", action="extend", default=[], metavar="PATH",
-                        help="JSONL, JSON or Parquet files, or folders, instead of the hub")  # fmt: skip
-    parser.add_argument("--heldout", nargs="+", action="extend", default=[], metavar="PATH",
-                        help="what to test on, instead of a share of the data")  # fmt: skip
-    parser.add_argument("--licence", default="", help="what the files are under, as an SPDX expression")
-    parser.add_argument("--allow-non-commercial", action="store_true", help="take sources that forbid commercial use")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="samples at most")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="optimizer steps at most")
-    parser.add_argument("--rank", type=int, metavar="N", help="rank of the adapter")
-    parser.add_argument("--learning-rate", type=float, metavar="X")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    parser.add_argument("--backend", choices=("auto", "unsloth", "cpu"), default="auto")
-    parser.add_argument("--cpu", action="store_const", const="cpu", dest="backend", help="as --backend cpu")
+    add_config_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and about what it would take")
     parser.add_argument("--force", action="store_true", help="replace an adapter, or an unfinished run, that is there")
     return parser
-
-
-def _config(options: argparse.Namespace, environment: Mapping[str, str]) -> SftConfig:
-    data = DataChoice(
-        paths=_absolute(options.data), heldout_paths=_absolute(options.heldout),
-        licence=options.licence, mixture="" if options.data else "default", limit=options.limit,
-        allow_non_commercial=options.allow_non_commercial,
-    )  # fmt: skip
-    recipe = RecipeChoice(rank=options.rank, learning_rate=options.learning_rate, max_steps=options.max_steps)
-    config = SftConfig(
-        home=str(home_folder(environment)), data=data, recipe=recipe, gates=_GATES, role=ROLE,
-        backend=options.backend, seed=options.seed,
-    )  # fmt: skip
-    return config if options.threads is None else replace(config, threads=options.threads)
-
-
-def _absolute(paths: list[str]) -> tuple[str, ...]:
-    return tuple(str(Path(p).expanduser().resolve()) for p in paths)
-
-
-def prepare_run(run: Path, config: SftConfig, *, force: bool) -> None:
-    """The run's folder, with what an earlier start left in it if that was for the same configuration."""
-    if (run / "config.json").exists():
-        if read_config(run) == config:
-            return
-        if not force:
-            raise ConfigError("run", f"{run} is unfinished and was started with other options; --force drops it")
-        shutil.rmtree(run)
-    write_config(run, config)
 
 
 def train_in_process(console: Console, run: Path) -> int:

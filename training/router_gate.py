@@ -23,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hivemind.servers.router.gate.features import Features
-from hivemind.servers.router.gate.model import FAR_GAIN, GENERIC, KAPPA, MODEL_FILE, TABLE_FILE, Estimate, Gate
+from hivemind.servers.router.gate.model import (
+    GENERIC,
+    KAPPA,
+    MODEL_FILE,
+    TABLE_FILE,
+    Estimate,
+    Gate,
+    calibrated,
+    far_gain,
+)
 from hivemind.servers.router.gate.wordpiece import FIRST_WORD, Floats, PieceTable
 
 FILES: Final = {"mmlu": "mmlu_mixtral_gpt4", "open9": "open9"}
@@ -34,6 +43,8 @@ LEAF: Final = 10
 RIDGE: Final = 300.0
 OTHER_WEIGHT: Final = 0.2
 """Weight of the other pair's rows in the ridge regression."""
+BINS: Final = 10
+BIN_PRIOR: Final = 50.0
 SHARES: Final = (0.25, 0.5, 0.75, 1.0)
 FOLDS: Final = 5
 SUBJECT_FOLDS: Final = 16
@@ -101,9 +112,10 @@ def apgr(score: Doubles, y: Doubles) -> float:
 
 
 def interval(score: Doubles, y: Doubles, draws: int = DRAWS) -> tuple[float, float]:
-    """95% bootstrap interval of the APGR."""
+    """95% bootstrap interval of the APGR; draws in which the strong model is not better have none and are left out."""
     rng = np.random.default_rng(0)
-    values = [apgr(score[i], y[i]) for i in (rng.integers(0, len(y), len(y)) for _ in range(draws))]
+    drawn = (rng.integers(0, len(y), len(y)) for _ in range(draws))
+    values = [apgr(score[i], y[i]) for i in drawn if y[i, 1].mean() > y[i, 0].mean()]
     return float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))
 
 
@@ -135,12 +147,17 @@ class Fit:
         return self.forest.predict(x), x[:, self.columns] @ self.line + self.offset
 
 
-def fit(own: Recording, rows: Whole, other: Recording, columns: Whole) -> Fit:
-    """Fits on some rows of a recording; the other recording informs the line a little."""
+def grown(x: Floats, y: Doubles) -> Any:
+    """A forest of extremely randomised trees with both heads as outputs."""
     from sklearn.ensemble import ExtraTreesRegressor
 
     forest = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=0.5, n_jobs=-1, random_state=0)
-    forest.fit(own.x[rows], own.y[rows])
+    return forest.fit(x, y)
+
+
+def fit(own: Recording, rows: Whole, other: Recording, columns: Whole) -> Fit:
+    """Fits on some rows of a recording; the other recording informs the line a little."""
+    forest = grown(own.x[rows], own.y[rows])
     x = np.vstack([own.x[rows], other.x])[:, columns].astype(np.float64)
     mine = np.append(np.ones(len(rows)), np.zeros(len(other.x)))
     x = np.column_stack([x, mine])
@@ -155,10 +172,26 @@ def fit(own: Recording, rows: Whole, other: Recording, columns: Whole) -> Fit:
     return Fit(forest, coefficients[:-1], offset, columns)
 
 
-def held_out(
-    own: Recording, other: Recording, folds: Iterable[Whole], columns: Whole
-) -> tuple[Doubles, Doubles, Doubles]:
-    """Predictions of forest and line for rows that the fit had not seen, and how unknown their domain was."""
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What is said of rows that the fit had not seen: `trees`, `lines` (rows, 2); `unknown`, `far` (rows,)."""
+
+    trees: Doubles
+    lines: Doubles
+    unknown: Doubles
+    far: Doubles
+
+    def mixed(self, share: float) -> Doubles:
+        """Forest and line, blended."""
+        return share * self.trees + (1 - share) * self.lines
+
+    def need(self, heads: Doubles) -> Doubles:
+        """As gate.model.Estimate.need, for all rows."""
+        return (1 - self.unknown) * (heads[:, 1] - heads[:, 0]) + self.unknown * self.far
+
+
+def held_out(own: Recording, other: Recording, folds: Iterable[Whole], columns: Whole) -> HeldOut:
+    """Fits once a fold on the rows outside of it, and predicts those in it."""
     trees, lines, unknown = np.zeros_like(own.y), np.zeros_like(own.y), np.zeros(len(own.y))
     domains = np.array(own.domains)
     for test in folds:
@@ -166,13 +199,13 @@ def held_out(
         trees[test], lines[test] = fit(own, rest, other, columns).heads(own.x[test])
         seen = Counter(domains[rest])
         unknown[test] = [KAPPA / (KAPPA + seen[d]) for d in domains[test]]
-    return trees, lines, unknown
+    elsewhere = grown(other.x, other.y).predict(own.x)
+    return HeldOut(trees, lines, unknown, far_gain(elsewhere[:, 1] - elsewhere[:, 0] - usual_gain(other)))
 
 
-def need(p: Doubles, unknown: Doubles) -> Doubles:
-    """As gate.model.Estimate.need, for many."""
-    found: Doubles = (1 - unknown) * (p[:, 1] - p[:, 0]) + unknown * FAR_GAIN
-    return found
+def usual_gain(recording: Recording) -> float:
+    """By how much the strong model is better on average."""
+    return float(np.mean(recording.y[:, 1] - recording.y[:, 0]))
 
 
 def random_folds(own: Recording) -> list[Whole]:
@@ -187,14 +220,17 @@ def whole_kinds(own: Recording) -> list[Whole]:
 
 
 def calibrate(p: Doubles, y: Doubles) -> Doubles:
-    """Platt's slope and intercept by Newton's method on fractional labels."""
-    q = np.clip(p, 0.01, 0.99)
-    x = np.column_stack([np.log(q / (1 - q)), np.ones(len(q))])
-    beta = np.array([1.0, 0.0])
-    for _ in range(25):
-        mu = 1 / (1 + np.exp(-x @ beta))
-        beta += np.linalg.solve(x.T @ (x * (mu * (1 - mu))[:, None]) + 1e-6 * np.eye(2), x.T @ (y - mu))
-    return beta
+    """A head's broken line, (2, BINS): mean prediction of each bin of equal size, and outcome minus prediction there.
+
+    Corrections shrink towards none as if BIN_PRIOR more predictions had been right on average.
+    """
+    bins = np.array_split(np.argsort(p, kind="stable"), BINS)
+    return np.array([[p[i].mean() for i in bins], [float(np.sum(y[i] - p[i])) / (len(i) + BIN_PRIOR) for i in bins]])
+
+
+def calibration(p: Doubles, y: Doubles) -> Doubles:
+    """The broken lines of both heads, (2, 2, BINS)."""
+    return np.array([calibrate(p[:, head], y[:, head]) for head in (0, 1)])
 
 
 def train(data: Path, out: Path) -> None:
@@ -207,14 +243,13 @@ def train(data: Path, out: Path) -> None:
     for pair, own in recordings.items():
         other = next(r for p, r in recordings.items() if p != pair)
         asked, left_out = (held_out(own, other, f(own), columns) for f in (random_folds, whole_kinds))
-        worth = {s: _cross_validated(own, asked, left_out, s) for s in SHARES}
+        corrections = {s: calibration(asked.mixed(s), own.y) for s in SHARES}
+        worth = {s: _cross_validated(own, asked, left_out, s, corrections[s]) for s in SHARES}
         share = max(SHARES, key=lambda s: worth[s]["questions"] + worth[s]["kinds"])
-        mixed = share * asked[0] + (1 - share) * asked[1]
-        slopes = np.array([calibrate(mixed[:, head], own.y[:, head]) for head in (0, 1)])
         final = fit(own, np.arange(len(own.y)), other, columns)
-        tensors |= {f"{pair}.{name}": tensor for name, tensor in _tensors(final, slopes).items()}
+        tensors |= {f"{pair}.{name}": tensor for name, tensor in _tensors(final, corrections[share]).items()}
         about["pairs"][pair] = {
-            "share": share, "seen": dict(Counter(own.domains)), "rows": len(own.y),
+            "share": share, "seen": dict(Counter(own.domains)), "rows": len(own.y), "usual": usual_gain(own),
             "cross_validation": {str(s): w for s, w in worth.items()},
         }  # fmt: skip
         print(f"{pair}: forest's share {share}")
@@ -226,16 +261,18 @@ def train(data: Path, out: Path) -> None:
     print(f"wrote {out.name}, {out.stat().st_size / 1e6:.1f} MB")
 
 
-def _cross_validated(own: Recording, asked: Any, left_out: Any, share: float) -> dict[str, float]:
+def _cross_validated(
+    own: Recording, asked: HeldOut, left_out: HeldOut, share: float, corrections: Doubles
+) -> dict[str, float]:
     worth: dict[str, float] = {}
-    for name, (trees, lines, unknown) in (("questions", asked), ("kinds", left_out)):
-        score = need(share * trees + (1 - share) * lines, unknown)
+    for name, held in (("questions", asked), ("kinds", left_out)):
+        score = held.need(calibrated(held.mixed(share), corrections))
         low, high = interval(score, own.y)
         worth |= {name: apgr(score, own.y), f"{name}_low": low, f"{name}_high": high}
     return worth
 
 
-def _tensors(final: Fit, slopes: Doubles) -> dict[str, NDArray[Any]]:
+def _tensors(final: Fit, corrections: Doubles) -> dict[str, NDArray[Any]]:
     trees = [e.tree_ for e in final.forest.estimators_]
     nodes = max(t.node_count for t in trees)
     shape = (len(trees), nodes)
@@ -250,7 +287,7 @@ def _tensors(final: Fit, slopes: Doubles) -> dict[str, NDArray[Any]]:
     return {
         "feature": feature, "threshold": threshold, "left": left, "right": right, "value": value,
         "columns": final.columns.astype(np.int32), "line": final.line.astype(np.float32),
-        "offset": final.offset.astype(np.float32), "calibration": slopes.astype(np.float32),
+        "offset": final.offset.astype(np.float32), "calibration": corrections.astype(np.float32),
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ write_config(run, config)         # then: python -m hivemind.training.sft_text -
 """
 
 import os
+import shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
@@ -244,6 +245,21 @@ def write_config(run: Path, config: SftConfig) -> None:
     aside = run / f".{CONFIG_FILE}.{os.getpid()}"
     aside.write_text(to_json(config), encoding="utf-8")
     aside.replace(run / CONFIG_FILE)
+
+
+def prepare_run(run: Path, config: SftConfig, *, force: bool = False) -> None:
+    """The run's folder, with what an earlier start left in it if that was for the same configuration; else ConfigError,
+    unless `force` drops what is there."""
+    if (run / CONFIG_FILE).exists():
+        if read_config(run) == config:
+            return
+        if not force:
+            raise ConfigError(
+                "run",
+                f"{run} was started with other options; take another folder, or drop that one (bootstrap: --force)",
+            )
+        shutil.rmtree(run)
+    write_config(run, config)
 
 
 def _refusal(error: ValidationError) -> ConfigError:

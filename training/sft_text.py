@@ -1,4 +1,6 @@
-"""Fine-tunes a text adapter: `python -m hivemind.training.sft_text --run RUN`, where RUN holds a config.json.
+"""Fine-tunes a text adapter: `python -m hivemind.training.sft_text --run RUN [--data PATH ...]`.
+
+RUN holds a config.json; with flags one is made.
 
 Ends with 0: RUN/adapter is there; 1: failed; 3: told to stop, may be resumed by the same command; 4: rejected by the
 gates of the evaluation; 5: configuration or data cannot be used. The reason stands in RUN/log.jsonl and on standard
@@ -24,6 +26,7 @@ from hivemind.training.base_model import Base, load_tokenizer, prepare_base
 from hivemind.training.encoding import Encoder, replay
 from hivemind.training.evaluation import Evaluation, evaluate
 from hivemind.training.fitting import LossNotFinite, fit, planned_steps
+from hivemind.training.flags import add_config_flags, config_from_flags
 from hivemind.training.mesh_judge import find_judge
 from hivemind.training.mixture import (
     CARD_FILE,
@@ -35,7 +38,15 @@ from hivemind.training.mixture import (
 )
 from hivemind.training.report import write_report
 from hivemind.training.run_log import RunLog, heartbeat
-from hivemind.training.sft_config import ConfigError, Recipe, SftConfig, check, read_config
+from hivemind.training.sft_config import (
+    ConfigError,
+    Gates,
+    Recipe,
+    SftConfig,
+    check,
+    prepare_run,
+    read_config,
+)
 from hivemind.training.stopping import Stopped, StopSwitch
 
 DONE, FAILED, STOPPED, REJECTED, UNUSABLE = 0, 1, 3, 4, 5
@@ -60,11 +71,21 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m hivemind.training.sft_text", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--run", type=Path, required=True, help="the folder with config.json")
-    run = parser.parse_args(arguments).run
+    parser.add_argument("--run", type=Path, required=True, help="the folder of the run")
+    parser.add_argument("--role", default="implementer", help="the role that the adapter is for")
+    add_config_flags(parser)
+    options = parser.parse_args(arguments)
+    if options != parser.parse_args(["--run", str(options.run)]):
+        config = config_from_flags(options, os.environ, role=options.role, gates=Gates())
+        try:
+            check(config)
+            prepare_run(options.run, config)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return UNUSABLE
     stop = StopSwitch()
     stop.install()
-    return train(run, stop)
+    return train(options.run, stop)
 
 
 def train(run: Path, stop: StopSwitch) -> int:

@@ -22,7 +22,8 @@ class Outcome:
     """What was seen of one answer. `latency_s`: None where it was not measured; `score`: 1, 0.5, 0 or None (not
     judged).
 
-    `unit`: what the split assigned it by; empty where the split did not choose.
+    `unit`: what the split assigned it by; empty where the split did not choose. `rating`: a person's opinion, 1, -1 or
+    None.
     """
 
     request_id: str
@@ -34,11 +35,12 @@ class Outcome:
     compared_with: str = ""
     score: float | None = None
     unit: str = ""
+    rating: int | None = None
 
     @property
     def served(self) -> bool:
-        """Whether it tells of an answer, and not only of a judgement."""
-        return self.latency_s is not None or self.failed or self.score is None
+        """Whether it tells of an answer, and not only of a judgement or an opinion."""
+        return self.latency_s is not None or self.failed or (self.score is None and self.rating is None)
 
 
 @dataclass(frozen=True, slots=True)

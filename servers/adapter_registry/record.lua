@@ -1,7 +1,8 @@
 -- Counts outcomes into the evidence of the reign that is on, each part of an outcome once.
 -- ARGV: idempotency key or '', fingerprint, hour now, window now, seconds that a window lasts, seconds that evidence is kept,
 --   Unix time, then per outcome: role, adapter id, served mark or '', failed ('1', '0'), cost, latency bucket or '', judged mark
---   or '', compared with, score ('1', '0.5', '0'), unit mark or ''.
+--   or '', compared with, score ('1', '0.5', '0'), unit mark or '', rated mark or
+--   '', rating ('1', '-1').
 -- Marks are short hashes of what makes a part of an outcome the same. Answers {'OK', new, known} or {'REUSED'}.
 --
 -- adapters:seen:<window>                     marks of this window; those of the one before count too
@@ -9,8 +10,9 @@
 -- adapters:pairs:<role>:<reign>:<challenger> wins, losses, ties, and how many pairs the next point waits for
 -- adapters:points:<role>:<reign>:<challenger> list of 'time wins losses ties', longer with the logarithm of the pairs only
 -- adapters:units:<role>:<split>, adapters:split:<role>:<split>   units seen, and how many each adapter got
+-- adapters:ratings:<role>:<reign>:<adapter>  list of ratings, in the order in which they came
 -- adapters:hour:<role>:<hour>                requests
-local UNITS_MAX = 100000
+local UNITS_MAX, RATINGS_MAX = 100000, 10000
 local repeat_key = ARGV[1] ~= '' and 'adapters:repeat:' .. ARGV[1] or nil
 if repeat_key then
   local known = redis.call('HMGET', repeat_key, 'fingerprint', 'new', 'known')
@@ -61,8 +63,28 @@ local function count_pair(role, reign, champion, adapter, other, score)
   end
 end
 
+-- the n-th opinion of a challenger is held against the n-th of the champion: if both are liked alike, either wins as often
+local function count_rating(role, reign, champion, adapter, rating)
+  local prefix = 'adapters:ratings:' .. role .. ':' .. reign .. ':'
+  local own, other = prefix .. adapter, prefix .. champion
+  if redis.call('LLEN', own) >= RATINGS_MAX then return end
+  redis.call('RPUSH', own, rating)
+  touched[own] = true
+  if adapter == champion then return end
+  local paired = 'adapters:pairs:' .. role .. ':' .. reign .. ':' .. adapter
+  local at = tonumber(redis.call('HGET', paired, 'rated') or '0')
+  local most = math.min(redis.call('LLEN', own), redis.call('LLEN', other))
+  while at < most do
+    local mine = tonumber(redis.call('LINDEX', own, at))
+    local theirs = tonumber(redis.call('LINDEX', other, at))
+    count_pair(role, reign, champion, adapter, champion, mine > theirs and '1' or mine < theirs and '0' or '0.5')
+    at = at + 1
+    redis.call('HSET', paired, 'rated', at)
+  end
+end
+
 local new, known = 0, 0
-for i = 8, #ARGV, 10 do
+for i = 8, #ARGV, 12 do
   local role, adapter = ARGV[i], ARGV[i + 1]
   local reign = redis.call('HMGET', 'adapters:reign:' .. role, 'champion', 'reign', 'split')
   local champion, number, split = reign[1] or '', reign[2] or '0', reign[3] or '0'
@@ -82,6 +104,10 @@ for i = 8, #ARGV, 10 do
   if first_time(ARGV[i + 6]) then
     fresh = true
     count_pair(role, number, champion, adapter, ARGV[i + 7], ARGV[i + 8])
+  end
+  if first_time(ARGV[i + 10]) then
+    fresh = true
+    count_rating(role, number, champion, adapter, ARGV[i + 11])
   end
   if fresh then new = new + 1 else known = known + 1 end
 end

@@ -301,6 +301,8 @@ def _wrong(outcome: Outcome) -> list[tuple[str, str]]:
         found.append(("latency", "must be from 0 to a day"))
     if outcome.score is not None and outcome.score not in (0.0, 0.5, 1.0):
         found.append(("score", "must be 1 (won), 0.5 (tie) or 0 (lost)"))
+    if outcome.rating not in (None, 1, -1):
+        found.append(("rating", "must be 1 (good) or -1 (bad)"))
     if outcome.score is not None and outcome.adapter_id == outcome.compared_with:
         found.append(("compared_with", "must be another adapter than adapter_id"))
     return found

@@ -146,6 +146,8 @@ class RedisStore:
                 int(o.failed), o.cost_micros, "" if o.latency_s is None else bucket_of(o.latency_s),
                 _mark("judged", o.request_id, o.adapter_id, o.compared_with) if judged else "",
                 o.compared_with, f"{o.score:g}" if o.score is not None else "", _mark("unit", o.unit) if o.unit else "",
+                _mark("rated", o.request_id, o.adapter_id) if o.rating is not None else "",
+                "" if o.rating is None else o.rating,
             )  # fmt: skip
         with store_errors():
             kind, *rest = await self._record(args=args)

@@ -150,6 +150,7 @@ def outcome_of(message: pb.Outcome) -> Outcome:
     return Outcome(
         message.request_id, message.role, message.adapter_id, latency, message.cost_micros, message.failed,
         message.compared_with, message.score if message.HasField("score") else None, message.unit,
+        message.rating if message.HasField("rating") else None,
     )  # fmt: skip
 
 

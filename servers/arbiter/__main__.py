@@ -45,6 +45,7 @@ def build(settings: ArbiterSettings) -> Mesh:
         registry=registry,
         run=(platinum.ledger.follow, platinum.watch_lag, *refining.run),
         missing=lambda: platinum.ledger.missing,
+        on_begin_drain=platinum.streams.end,
         on_stop=on_stop,
     )
 

@@ -2,15 +2,20 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
+
+import orjson
 
 from hivemind.servers.arbiter.example import Example
 from hivemind.servers.arbiter.folder import ACTIVE, CLOSED, PRIVATE, read_head
 from hivemind.servers.arbiter.lines import GENESIS, BadLine, Stub, Tombstone, is_line_id, parse
+
+_LOCK_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,7 @@ def verify(folder: Path) -> Verdict:
     """Checks every line of a ledger; OSError where a file cannot be read."""
     walk = _Walk()
     with ExitStack() as stack:
-        files = [(stack.enter_context(open(p, "rb")), size, p.name) for p, size in _snapshot(folder, stack)]
-        for file, size, name in files:
+        for file, size, name in _snapshot(folder, stack):
             walk.files(file, size, name, is_last=name == ACTIVE)
     walk.settle_stubs()
     walk.check_end(folder)
@@ -88,13 +92,25 @@ def _lines(folder: Path) -> Iterator[bytes]:
                 yield line.rstrip(b"\n")
 
 
-def _snapshot(folder: Path, stack: ExitStack) -> list[tuple[Path, int]]:
-    """The files and their sizes at one moment: with the writers' lock, where there is one to be had."""
+def _snapshot(folder: Path, stack: ExitStack) -> list[tuple[IO[bytes], int, str]]:
+    """The files, open, with their sizes and names at one moment: under the writers' lock, where it is to be had."""
     with ExitStack() as lock:
         with suppress(OSError):
-            file = lock.enter_context(open(folder / PRIVATE / "lock", "rb"))
-            fcntl.flock(file, fcntl.LOCK_SH)
-        return [(p, p.stat().st_size) for p in segments_of(folder)]
+            _share(lock.enter_context(open(folder / PRIVATE / "lock", "rb")))
+        files = [stack.enter_context(open(p, "rb")) for p in segments_of(folder)]
+        return [(f, os.fstat(f.fileno()).st_size, Path(f.name).name) for f in files]
+
+
+def _share(lock: IO[bytes]) -> None:
+    end = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return
+            time.sleep(0.001)
 
 
 class _Walk:
@@ -143,8 +159,6 @@ class _Walk:
 
     def _unreadable(self, at: _At, line: bytes, problem: str) -> None:
         """A changed line often still says where it stood; the walk goes on from there."""
-        import orjson
-
         sequence = 0
         self._lost += 1
         with suppress(orjson.JSONDecodeError, AttributeError, TypeError):

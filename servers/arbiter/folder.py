@@ -43,7 +43,8 @@ class _Debt:
 class LedgerFolder:
     """The writer of a folder; one thread calls it. What it takes in stands in `shelf`, which any thread may read.
 
-    `clock` answers Unix seconds; `on_torn` is told how many bytes of a line that a dead process left were cut.
+    `clock` answers Unix seconds; the active segment is indexed again each time that it has grown by `index_bytes`;
+    `on_torn` is told how many bytes of a line that a dead process left were cut.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class LedgerFolder:
         clock: Callable[[], float],
         disk: Disk | None = None,
         lock_wait_s: float = 10.0,
+        index_bytes: int = 32 << 20,
         on_torn: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._folder, self._private = folder, folder / PRIVATE
         self._rotate_bytes, self._clock, self._disk, self._on_torn = rotate_bytes, clock, disk or RealDisk(), on_torn
         self._lock = FolderLock(self._private / "lock", wait_s=lock_wait_s)
+        self._index_bytes = index_bytes
         self._lost_to = Cursor(0, GENESIS, 0)
         self._debt: _Debt | None = None
         self.shelf = Shelf(clock)
@@ -129,7 +132,8 @@ class LedgerFolder:
         if stat.st_size > active.size:
             self._disk.sync(active.handle.fd)  # its writer may have died before it did so
             with self.shelf.mutex:
-                self._extend(active, stat.st_size)
+                before = active.count
+                self.shelf.take_in(self._scan(active, stat.st_size), start=before)
         return None
 
     def _pay_debt(self) -> None:
@@ -157,12 +161,13 @@ class LedgerFolder:
             self._folder / ACTIVE, self._open_active(), floor=floor.sequence, floor_high=floor.high, head=floor.sha256
         )
         self._disk.sync(active.handle.fd)
+        active.load_beginning(self._index_of(active.path), self.shelf.names)
+        self._scan(active, os.fstat(active.handle.fd).st_size)
+        self._index_if_grown(active)
+        tombstones = [segment.read(sequence) for segment in (*segments, active) for sequence in markers(segment)]
         with self.shelf.mutex:
             self.shelf.replace((*segments, active))
-            for segment in segments:
-                for sequence in markers(segment):
-                    self.shelf.apply_marker(segment.read(sequence))
-            self._extend(active, os.fstat(active.handle.fd).st_size)
+            self.shelf.take_in(tombstones, start=0)
         self._heed_head()
 
     def _closed(self, path: Path, known: dict[int, Segment], floor: Cursor) -> Segment:
@@ -192,14 +197,15 @@ class LedgerFolder:
             self._disk.replace(aside, path)
         return Handle(path, os.O_RDWR)
 
-    def _extend(self, active: Segment, size: int) -> None:
-        before = active.count
+    def _scan(self, active: Segment, size: int) -> list[bytes]:
+        """Notes the lines up to a size; answers the tombstones among them."""
+        tombstones = []
         for sequence, line in active.scan(self.shelf.names, until=size):
             if sequence:
-                self.shelf.apply_marker(line)
+                tombstones.append(line)
             else:
                 self._settle_tail(active, line)
-        self.shelf.remember_keys(before)
+        return tombstones
 
     def _settle_tail(self, active: Segment, rest: bytes) -> None:
         """A last line without newline: whole but for that (an editor took it) it is kept, else cut and reported."""
@@ -250,6 +256,7 @@ class LedgerFolder:
         with self.shelf.mutex:
             self._take(active, writing)
         self._write_head(writing)
+        self._index_if_grown(active)
 
     def _take(self, active: Segment, writing: Writing) -> None:
         before = active.count
@@ -309,6 +316,7 @@ class LedgerFolder:
         numbers = [int(m[1]) for p in self._folder.iterdir() if (m := CLOSED.fullmatch(p.name))]
         path = self._folder / f"training_metadata-{max(numbers, default=0) + 1:06d}.jsonl"
         self._disk.replace(active.path, path)
+        self._index_of(active.path).unlink(missing_ok=True)
         active.path = path
         self._save_index(active)
 
@@ -324,6 +332,11 @@ class LedgerFolder:
         self._index_of(segment.path).unlink(missing_ok=True)
         self._disk.replace(aside, segment.path)
         _log.info("forgotten_texts_removed", file=segment.path.name)
+
+    def _index_if_grown(self, active: Segment) -> None:
+        """So that the next start need not read all of the active segment."""
+        if active.size - active.indexed >= self._index_bytes:
+            self._save_index(active)
 
     def _save_index(self, segment: Segment) -> None:
         try:

@@ -1,6 +1,7 @@
 """Consumer groups in Redis: a stream of sequences each. The scripts say how the keys look."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from importlib import resources
 from typing import Any, Final
 
@@ -44,7 +45,7 @@ class RedisGroups:
             self._idle_ms, self._lease_ms, resume, int(joining),
         ]  # fmt: skip
         with store_errors():
-            answer: Any = await self._take(keys=keys, args=args)
+            answer: Any = await _whole(self._take(keys=keys, args=args))
         if answer[0] == b"REPLACED":
             message = f"another stream of consumer {member.consumer} of group {member.group} has taken over"
             raise MeshError("ETAG_MISMATCH", message, metadata={"consumer": member.consumer})
@@ -60,23 +61,39 @@ class RedisGroups:
         """See ports.ConsumerGroups."""
         with store_errors():
             args: list[Any] = [group, *(f"{s}-0" for s in sequences)]
-            return int(await self._acknowledge(keys=[_STREAM + group], args=args))
+            return int(await _whole(self._acknowledge(keys=[_STREAM + group], args=args)))
 
     async def leave(self, member: Member) -> None:
         """See ports.ConsumerGroups."""
         with store_errors():
-            await self._leave(keys=[_CONSUMERS + member.group], args=[member.consumer, member.token])
+            await _whole(self._leave(keys=[_CONSUMERS + member.group], args=[member.consumer, member.token]))
+
+    async def restart(self, group: str) -> None:
+        """See ports.ConsumerGroups."""
+        with store_errors():
+            await _whole(self._redis.delete(_STREAM + group))
 
     async def progress(self) -> dict[str, tuple[int, int]]:
         """See ports.ConsumerGroups."""
         with store_errors():
-            names: Any = await self._redis.smembers(_GROUPS)
+            names: Any = await _whole(self._redis.smembers(_GROUPS))
             groups = sorted(n.decode() for n in names)
             pipe = self._redis.pipeline(transaction=False)
             for group in groups:
                 pipe.xinfo_stream(_STREAM + group)
-            found: Any = await pipe.execute(raise_on_error=False)
+            found: Any = await _whole(pipe.execute(raise_on_error=False))
         return {g: _progress(i) for g, i in zip(groups, found, strict=True) if isinstance(i, dict)}
+
+
+async def _whole(call: Awaitable[Any]) -> Any:
+    """Lets a call of Redis end by itself even if its caller is cancelled.
+
+    The client waits with asyncio.wait_for, which on Python 3.11 loses a cancellation that comes in the moment when it
+    ends: the caller would go on for ever.
+    """
+    task = asyncio.ensure_future(call)
+    await asyncio.wait([task])
+    return task.result()
 
 
 def _progress(info: dict[str, Any]) -> tuple[int, int]:

@@ -47,7 +47,7 @@ class Accepted:
 class Judgement:
     """One draft before Oracle and Arbiter. `decisions`: one sentence a step; `named`: models as their APIs named them.
 
-    `passing`: something failed that may work later.
+    `final`: a model has judged it, or never will; `passing`: something failed that may work later.
     """
 
     draft: Draft
@@ -57,6 +57,7 @@ class Judgement:
     boundary: Callable[[], str]
     decisions: list[str] = field(default_factory=list)
     named: dict[str, str] = field(default_factory=dict)
+    final: bool = False
     passing: bool = False
     _refined: tuple[Verdict, str] | None = None
 
@@ -83,13 +84,15 @@ class Judgement:
             objection = self._objection(verdict, code) or await self._comparison(model, verdict)
         except ModelCallFailed as error:
             self.passing |= error.passing
+            self.final |= not error.passing
             self.decisions.append(f"The {who} failed: {error}.")
             return None
         except Invalid as error:
+            self.final = True
             self.decisions.append(f"The {who}'s verdict could not be used, nor could its repair: {error}.")
             return None
         if objection:
-            self._refined = (verdict, objection)
+            self.final, self._refined = True, (verdict, objection)
             self.decisions.append(f"The {who}'s answer was not accepted: {objection}.")
             return None
         self.decisions.append(self._praise(who, verdict))

@@ -13,7 +13,7 @@ from hivemind.servers.arbiter.example import Example, NewExample
 from hivemind.servers.arbiter.folder import LedgerFolder
 from hivemind.servers.arbiter.platinum_metrics import PlatinumMetrics
 from hivemind.servers.arbiter.shelf import Counts, Selection
-from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.errors import MeshError, not_found
 
 _log = structlog.get_logger()
 
@@ -22,6 +22,8 @@ WAITING_MAX: Final = 4096
 BATCH_MAX: Final = 512
 _READ_BYTES: Final = 1 << 20
 _READ_LINES: Final = 128
+_PAGE_BYTES: Final = 3 << 20
+"""Clients take no message above 4 MiB unless they are told to."""
 
 
 class Ledger:
@@ -89,14 +91,17 @@ class Ledger:
         return await self._read(lambda: self._folder.shelf.find(name))
 
     async def page(self, wanted: Selection, *, below: int | None, size: int) -> tuple[list[Example], int | None]:
-        """Examples, newest first, from below a sequence; and what to go on below, None at the end."""
+        """Examples, newest first, from below a sequence, as many as fit into an answer; and what to go on below, None
+        at the end."""
         shelf = self._folder.shelf
         end = shelf.last_sequence + 1 if below is None else below
 
         def found() -> tuple[list[Example], int | None]:
             sequences = shelf.select(wanted, below=end, count=size + 1)
-            examples = [e for e in map(shelf.read, sequences[:size]) if e is not None]
-            return examples, sequences[size - 1] if len(sequences) > size else None
+            spots = shelf.spots(sequences[:size], most_bytes=_PAGE_BYTES)
+            pairs = zip(sequences, spots, strict=False)
+            examples = [e for s, spot in pairs if spot and (e := shelf.parsed(s, spot.read()))]
+            return examples, sequences[len(spots) - 1] if len(sequences) > len(spots) else None
 
         return await self._read(found)
 
@@ -105,8 +110,12 @@ class Ledger:
         return await self._read(self._folder.shelf.counts)
 
     async def forget(self, wanted: Selection | str, *, reason: str, tenant: str, rotate: bool) -> list[str]:
-        """Forgets the example with an id, or all of a selection; see LedgerFolder.forget."""
-        return await self._write(lambda: self._folder.forget(wanted, reason=reason, tenant=tenant, rotate=rotate))
+        """Forgets the example with an id, or all of a selection; see LedgerFolder.forget. NOT_FOUND_RESOURCE for an id
+        that never was; none is answered for one that is forgotten already."""
+        ids = await self._write(lambda: self._folder.forget(wanted, reason=reason, tenant=tenant, rotate=rotate))
+        if isinstance(wanted, str) and not ids and (tenant or not self._folder.shelf.knows(wanted)):
+            raise not_found("platinum example", wanted)
+        return ids
 
     async def refresh(self) -> None:
         """Takes in what other processes wrote, if they did."""

@@ -101,6 +101,9 @@ class PlatinumReader(Protocol):
     def is_learnable(self, sequence: int) -> bool:
         """Whether an example stands there that is not forgotten."""
 
+    async def refresh(self) -> None:
+        """Takes in what other processes stored up to now."""
+
     async def read(self, sequences: Sequence[int]) -> list[tuple[int, Example | None]]:
         """The first of these sequences, as many as fit into about a megabyte, at least one; None: nothing to learn."""
 
@@ -143,6 +146,9 @@ class ConsumerGroups(Protocol):
 
     async def leave(self, member: Member) -> None:
         """Gives what the consumer holds to the others at once."""
+
+    async def restart(self, group: str) -> None:
+        """Lets a group begin again with the first example."""
 
     async def progress(self) -> dict[str, tuple[int, int]]:
         """`fed` and `open` of each group."""

@@ -10,13 +10,16 @@ local function room_in(set, limit)
   while redis.call('ZCARD', set) >= limit do
     local least = redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')
     if #least == 0 or tonumber(least[2]) > tonumber(value) then return false end
+    redis.call('ZREM', set, least[1])
     forget(least[1])
     dropped = dropped + 1
   end
   return true
 end
 
-local taken = room_in(P .. 'of:' .. tenant, share) and room_in(P .. 'all', bound)
+-- What workers have in hand keeps its place: it may come back.
+local in_hand = redis.call('ZCARD', P .. 'leases')
+local taken = room_in(P .. 'of:' .. tenant, share) and room_in(P .. 'all', bound - in_hand)
 redis.call('INCRBY', P .. 'dropped', dropped + (taken and 0 or 1))
 if not taken then return { 'DROPPED', num(dropped) } end
 redis.call('SET', seen, '1', 'EX', ARGV[4])

@@ -174,8 +174,7 @@ def _example(
 
 def _unavailable(judgement: Judgement) -> MeshError:
     """`cause`: PASSING if it may work later, else NOT_ACCEPTED."""
-    configured = any(judgement.catalogue.get(alias) for alias in ("oracle", "arbiter"))
-    cause = "PASSING" if judgement.passing or not configured else "NOT_ACCEPTED"
+    cause = "NOT_ACCEPTED" if judgement.final and not judgement.passing else "PASSING"
     return MeshError(
         "REFINEMENT_UNAVAILABLE",
         f"no answer was accepted, and nothing was stored. {' '.join(judgement.decisions)}",

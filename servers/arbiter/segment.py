@@ -61,13 +61,13 @@ class Segment:
     """A file of the ledger. `rows[k]` is the line of sequence `first + k`, `size` the bytes that are known.
 
     `floor` and `floor_high` are the last sequence before it and the upper half of its id: all in it lies above. `head`
-    is the hash of its last line, at first of the one before it.
+    is the hash of its last line, at first of the one before it; `indexed` the size that the index file covers.
     """
 
     def __init__(self, path: Path, handle: Handle, *, floor: int, floor_high: int, head: str) -> None:
         self.path, self.handle = path, handle
         self.floor, self._floor_high = floor, floor_high
-        self.first, self.count, self.size, self.bad = floor + 1, 0, 0, 0
+        self.first, self.count, self.size, self.bad, self.indexed = floor + 1, 0, 0, 0, 0
         self.head = head
         self._rows: Rows = np.zeros(_FIRST_ROWS, ROW)
         self._keys: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]] | None = None
@@ -93,7 +93,7 @@ class Segment:
             self.first = sequence
         index = sequence - self.first
         while index >= len(self._rows):
-            self._rows = np.concatenate([self._rows, np.zeros(len(self._rows), ROW)])
+            self._rows = np.concatenate([self._rows, np.zeros(max(_FIRST_ROWS, len(self._rows)), ROW)])
         self._rows[index] = row
         self.count = index + 1
 
@@ -198,27 +198,45 @@ class Segment:
         aside = file.with_suffix(".aside")
         aside.write_bytes(json.dumps(header).encode() + b"\n" + data)
         aside.replace(file)
+        self.indexed = self.size
 
     def load_index(self, file: Path, names: Names) -> bool:
         """Takes the rows from the index file; False where that is absent, or is not of this very file."""
-        with suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+        found = self._index_in(file)
+        stat = os.fstat(self.handle.fd)
+        if found is None or (found[0]["size"], found[0]["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+            return False
+        self._take_rows(*found, names)
+        return True
+
+    def load_beginning(self, file: Path, names: Names) -> None:
+        """Takes the rows of a file that has grown since, if its last line of then still stands where it stood."""
+        found = self._index_in(file)
+        if found is None or found[0]["size"] > os.fstat(self.handle.fd).st_size or not found[0]["count"]:
+            return
+        last = np.frombuffer(found[1], ROW)[-1]
+        line = read_exactly(self.handle.fd, int(last["length"]), int(last["offset"]))
+        if line.endswith(f',"sha256":"{found[0]["head"]}"}}'.encode()):
+            self._take_rows(*found, names)
+
+    def _index_in(self, file: Path) -> tuple[dict[str, Any], bytes] | None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             head, _, data = file.read_bytes().partition(b"\n")
-            header = json.loads(head)
-            stat = os.fstat(self.handle.fd)
-            same = (header["version"], header["size"], header["mtime_ns"]) == (_VERSION, stat.st_size, stat.st_mtime_ns)
-            if not same or zlib.crc32(data) != header["crc32"] or len(data) != header["count"] * ROW.itemsize:
-                return False
-            if header["first"] <= self.floor:
-                return False
-            rows = np.frombuffer(data, ROW).copy()
-            numbers = np.zeros(1 + max(map(int, header["names"]), default=0), np.uint32)
-            for number, text in header["names"].items():
-                numbers[int(number)] = names.number(text)
-            rows["tenant"], rows["domain"] = numbers[rows["tenant"]], numbers[rows["domain"]]
-            self._rows, self.first, self.count = rows, header["first"], header["count"]
-            self.size, self.bad, self.head = header["size"], header["bad"], header["head"]
-            return True
-        return False
+            header: dict[str, Any] = json.loads(head)
+            whole = header["version"] == _VERSION and len(data) == header["count"] * ROW.itemsize
+            if whole and zlib.crc32(data) == header["crc32"] and header["first"] > self.floor:
+                return header, data
+        return None
+
+    def _take_rows(self, header: dict[str, Any], data: bytes, names: Names) -> None:
+        rows = np.frombuffer(data, ROW).copy()
+        numbers = np.zeros(1 + max(map(int, header["names"]), default=0), np.uint32)
+        for number, text in header["names"].items():
+            numbers[int(number)] = names.number(text)
+        rows["tenant"], rows["domain"] = numbers[rows["tenant"]], numbers[rows["domain"]]
+        self._rows, self.first, self.count = rows, header["first"], header["count"]
+        self.size, self.bad, self.head = header["size"], header["bad"], header["head"]
+        self.indexed = self.size
 
 
 def markers(segment: Segment) -> Sequence[int]:

@@ -12,7 +12,6 @@ from hivemind.servers.arbiter.ports import QueueCounter
 from hivemind.servers.arbiter.refinement import Refinery
 from hivemind.servers.arbiter.stream import PlatinumStreams
 from hivemind.servers.common.context import current_call
-from hivemind.servers.common.errors import not_found
 from hivemind.v1 import arbiter_pb2, arbiter_pb2_grpc
 
 
@@ -80,11 +79,8 @@ class ArbiterService(arbiter_pb2_grpc.ArbiterServiceServicer):
         self, request: arbiter_pb2.ForgetPlatinumRequest, context: Any
     ) -> arbiter_pb2.ForgetPlatinumResponse:
         """See arbiter.proto. A caller that names itself by header forgets its own examples only."""
-        wanted = translate.to_forget(request)
-        caller = current_call.get().tenant
+        wanted, caller = translate.to_forget(request), current_call.get().tenant
         ids = await self._ledger.forget(wanted, reason=request.reason, tenant=caller, rotate=request.rotate)
-        if request.id and not ids:
-            raise not_found("platinum example", request.id)
         return arbiter_pb2.ForgetPlatinumResponse(ids=ids)
 
     async def StreamPlatinum(

@@ -131,6 +131,10 @@ class Shelf:
         found = None if sequence is None else self.read(sequence)
         return found if found is not None and found.id == name else None
 
+    def knows(self, name: str) -> bool:
+        """Whether a line has this id, forgotten or not."""
+        return is_line_id(name) and self._sequence_of(name) is not None
+
     def select(self, wanted: Selection, *, below: int, count: int) -> list[int]:
         """Sequences of examples, newest first: those smaller than `below`, at most `count`."""
         found: list[int] = []
@@ -192,12 +196,13 @@ class Shelf:
         for index in np.flatnonzero(active.rows["key"][start:]):
             self._recent_keys[int(active.rows[start + int(index)]["key"])] = active.first + start + int(index)
 
-    def apply_marker(self, line: bytes) -> None:
-        """Takes away what a tombstone names."""
-        with suppress(BadLine):
-            found, _ = parse(line)
-            if isinstance(found, Tombstone):
-                for name in found.ids:
+    def take_in(self, tombstones: Sequence[bytes], *, start: int) -> None:
+        """Heeds lines that were read: the active segment's from a row on, and what tombstones name."""
+        self.remember_keys(start)
+        for line in tombstones:
+            with suppress(BadLine):
+                found, _ = parse(line)
+                for name in found.ids if isinstance(found, Tombstone) else ():
                     self.doom(name)
 
     def doom(self, name: str) -> None:

@@ -54,17 +54,21 @@ class PlatinumStreams:
     ) -> None:
         self._ledger, self._groups, self._bell, self._metrics = ledger, groups, bell, metrics
         self._pace, self._clock = pace, clock
+        self._ending = False
 
     async def follow(self, group: str, consumer: str, at_most: int) -> AsyncGenerator[Example | Beat, None]:
         """Examples for a consumer, and signs of life while there are none; never ends by itself.
 
-        While ledger or Redis are away it waits. MeshError ETAG_MISMATCH when another stream of this consumer comes.
+        While ledger or Redis are away it waits. MeshError ETAG_MISMATCH when another stream of this consumer comes,
+        DRAINING when the server ends.
         """
         member = Member(group, consumer, uuid.uuid4().hex, at_most)
         flow = _Flow(self._ledger, self._groups, member)
         try:
             beat_at = self._clock()
             while True:
+                if self._ending:
+                    raise MeshError("DRAINING", "the server is ending; join again", retry_after_s=1.0)
                 ticket = self._bell.ticket()
                 examples = await flow.next()
                 known = self._ledger.forgettings
@@ -82,6 +86,11 @@ class PlatinumStreams:
                 await heard(ticket, min(pause, max(0.0, beat_at - self._clock())))
         finally:
             await flow.leave()
+
+    def end(self) -> None:
+        """Ends all streams, so that their consumers join another server."""
+        self._ending = True
+        self._bell.ring()
 
     async def acknowledge(self, group: str, sequences: Sequence[int]) -> int:
         """Says that examples were handled; answers up to where the group has handled all."""
@@ -153,9 +162,18 @@ class _Flow:
         await asyncio.wait([self._taking])  # which leaves it running if this is cancelled
         task, self._taking = self._taking, None
         taken = task.result()
+        if taken.fed > self._ledger.last_sequence:
+            await self._compare(taken)
         self._heed(taken)
         self._taken.extend(taken.sequences)
         return early and not taken.sequences
+
+    async def _compare(self, taken: Taken) -> None:
+        """A group that is ahead of the ledger as it is after this look was fed from another one: it begins again."""
+        await self._ledger.refresh()
+        if taken.fed > self._ledger.last_sequence:
+            _log.error("group_ahead_of_ledger", group=self._member.group, fed=taken.fed)
+            await self._groups.restart(self._member.group)
 
     def _ask(self) -> asyncio.Task[Taken]:
         last = self._ledger.last_sequence

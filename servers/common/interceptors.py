@@ -21,6 +21,7 @@ from hivemind.servers.common.context import CallContext, current_call, sane_requ
 from hivemind.servers.common.errors import MeshError, not_built
 from hivemind.servers.common.metrics import RpcMetrics
 from hivemind.servers.common.status import grpc_code, to_status, trailers
+from hivemind.servers.common.tasks import end_tasks
 from hivemind.servers.common.validation import check_message
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 _OPEN = ("/grpc.health.v1.", "/grpc.reflection.")
 OVERLOAD_RETRY_S = 1.0
+_NO_MORE = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, policy: CallPolicy, metrics: RpcMetrics) -> None:
         self._policy, self._metrics = policy, metrics
         self._in_flight = 0
+        self._draining = asyncio.Event()
         self._wrapped: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -70,6 +73,10 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         wrapped = self._wrap(method, handler)
         self._wrapped[method] = wrapped
         return wrapped
+
+    def end_watches(self) -> None:
+        """Ends every Watch stream with DRAINING: they have no end of their own, and a drain would wait for them."""
+        self._draining.set()
 
     def _wrap(self, method: str, handler: Any) -> _Handler:
         deserialize = _tolerant(handler.request_deserializer)
@@ -101,11 +108,14 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
     def _stream(
         self, method: str, handle: Callable[[Any, Any], AsyncIterator[Any]]
     ) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        watches = method.rpartition("/")[2].startswith("Watch")
+
         async def wrapped(request: Any, context: Any) -> AsyncIterator[Any]:
             call = self._enter(method, context)
             try:
                 self._admit(request, context)
-                async for message in handle(request, context):
+                messages = handle(request, context)
+                async for message in _until(self._draining, messages) if watches else messages:
                     yield message
                 call.code = "OK"
             except Exception as error:
@@ -182,6 +192,24 @@ class _Call:
         self.metrics.handled.labels(self.method, self.code).inc()
         self.metrics.seconds.labels(self.method).observe(seconds)
         _log.debug("rpc", method=self.method, code=self.code, seconds=round(seconds, 6))
+
+
+async def _until(draining: asyncio.Event, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The messages until they end or the server does: MeshError DRAINING then."""
+    ended = asyncio.ensure_future(draining.wait())
+    following: asyncio.Future[Any] | None = None
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(messages, _NO_MORE))
+            await asyncio.wait((following, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                raise MeshError("DRAINING", "the server is ending; watch again", retry_after_s=1.0)
+            message = following.result()
+            if message is _NO_MORE:
+                return
+            yield message
+    finally:
+        await end_tasks(*(task for task in (ended, following) if task is not None))
 
 
 def check_key(headers: dict[str, Any], expected: str) -> None:

@@ -81,8 +81,9 @@ class MeshServer:
         self._settings, self._mesh = settings, mesh
         self._draining = False
         self._health = health_aio.HealthServicer()
+        self._interceptor = MeshInterceptor(_policy(settings), RpcMetrics(mesh.registry))
         self._server = grpc.aio.server(
-            interceptors=[MeshInterceptor(_policy(settings), RpcMetrics(mesh.registry))],
+            interceptors=[self._interceptor],
             options=(*_OPTIONS, ("grpc.max_receive_message_length", settings.max_body + 65536)),
         )
         self._metrics = MetricsHttp(
@@ -127,6 +128,7 @@ class MeshServer:
         self._draining = True
         if self._mesh.on_begin_drain is not None:
             self._mesh.on_begin_drain()
+        self._interceptor.end_watches()
         await self._health.enter_graceful_shutdown()
         if gently:
             await asyncio.sleep(self._settings.drain_delay_s)

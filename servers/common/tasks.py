@@ -6,7 +6,7 @@ from typing import Any, Final
 _AGAIN_S: Final = 0.2
 
 
-async def end_tasks(*tasks: "asyncio.Task[Any]") -> None:
+async def end_tasks(*tasks: "asyncio.Future[Any]") -> None:
     """Cancels tasks and waits until they have ended; their outcomes stay in them.
 
     Cancelled again as often as need be: `asyncio.wait_for` of Python 3.11, which redis-py sends with, loses a

@@ -7,16 +7,16 @@ memory when a model is dropped, and ends its process when it finds a file that i
 import asyncio
 import dataclasses
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 
 import orjson
 
 from hivemind.servers.engine.engine import EngineOptions
+from hivemind.servers.engine.turns import Turns
 
 _START_S: Final = 120.0
-_END_S: Final = 5.0
+_END_S: Final = 2.0
 
 
 class GenerationFailed(Exception):
@@ -24,13 +24,11 @@ class GenerationFailed(Exception):
 
 
 class Generation:
-    """A running generation. `adapters` are ids in the order in which llama.cpp numbers them; `port` is its own."""
+    """A running generation. `adapters` are ids in the order in which llama.cpp numbers them; `port` is its own; `turns`
+    says who may send it a request."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, adapters: tuple[str, ...]) -> None:
-        self._process, self.port, self.adapters = process, port, adapters
-        self._requests = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+    def __init__(self, process: asyncio.subprocess.Process, port: int, adapters: tuple[str, ...], slots: int) -> None:
+        self._process, self.port, self.adapters, self.turns = process, port, adapters, Turns(slots)
         self._closing = False
 
     def scales(self, adapter_id: str | None) -> list[dict[str, float]]:
@@ -38,26 +36,16 @@ class Generation:
         without it llama.cpp may go on from what another adapter left in its cache."""
         return [{"id": i, "scale": float(name == adapter_id)} for i, name in enumerate(self.adapters)]
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Counts a request, which keeps the generation alive."""
-        self._requests += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._requests -= 1
-            if not self._requests:
-                self._idle.set()
-
     async def drain(self) -> None:
-        """Waits for the last request, then ends the process."""
-        await self._idle.wait()
+        """Sends away who waits, lets the requests under way end, then ends the process."""
+        self.turns.close()
+        await self.turns.idle()
         await self.close()
 
     async def close(self) -> None:
         """Ends the process; requests under way break off."""
         self._closing = True
+        self.turns.close()
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
@@ -92,7 +80,7 @@ async def start_generation(options: EngineOptions, adapters: tuple[str, ...]) ->
         if isinstance(error, TimeoutError):
             raise GenerationFailed(f"it did not start within {_START_S:.0f} s") from error
         raise
-    return Generation(process, told["port"], adapters)
+    return Generation(process, told["port"], adapters, options.slots)
 
 
 async def _answer(process: asyncio.subprocess.Process, options: EngineOptions) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from hivemind.servers.engine.residency import Residency, Resident
 _log = structlog.get_logger()
 
 _DRAINING_MAX: Final = 2
-_ATTEMPTS: Final = 5
+_ATTEMPTS: Final = 20
 _RESTART_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 _FILES_KEPT: Final = 32
 
@@ -58,7 +58,6 @@ class Generations:
         """`base` is None for a model that takes no adapters."""
         self._options, self._base, self._folder, self._cache, self._limits = options, base, folder, cache, limits
         self._residency = Residency(limits.adapter_bytes)
-        self._slots = asyncio.Semaphore(limits.slots)
         self._admitted = 0
         self._current: Generation | None = None
         self._serving = asyncio.Event()
@@ -85,13 +84,12 @@ class Generations:
         with self._admission():
             for _ in range(_ATTEMPTS):
                 await self.load(adapter_id)
-                async with self._slots:
-                    generation = self._current
-                    if generation is None or (adapter_id is not None and adapter_id not in self._residency):
-                        continue  # it went while this request waited for a slot
-                    if adapter_id is not None:
+                generation = self._current
+                if generation is None or (adapter_id is not None and adapter_id not in generation.adapters):
+                    continue  # it went before this request could be sent
+                async with generation.turns.turn(adapter_id) as has_slot:
+                    if has_slot:
                         self._residency.touch(adapter_id)
-                    with generation.busy():
                         yield Lease(generation.port, generation.scales(adapter_id))
                         return
         raise EngineError("unavailable", "the engine holds too few adapters for so many that are asked for at once")
@@ -129,7 +127,7 @@ class Generations:
                 finally:
                     died.cancel()
                     work.cancel()
-                if self._asked and not self._full:
+                if not self._full:
                     self._work.clear()
                     await self._bring_in(list(self._asked))
         finally:
@@ -181,6 +179,8 @@ class Generations:
             self._tell_all(files, str(error))
         except GenerationFailed as error:
             if len(files) == 1:
+                for refused in files.values():
+                    refused.file.unlink(missing_ok=True)  # the copy may be what is damaged: made anew next time
                 self._tell_all(files, f"llama.cpp refused it: {error}")
                 return
             for name, file in files.items():  # one of them is to blame: which?
@@ -211,6 +211,8 @@ class Generations:
 
     async def _restart(self) -> None:
         """A generation after none: with what was held, else with nothing. It is tried again until it serves."""
+        if self._current is not None:
+            self._current.turns.close()
         self._current = None
         self._serving.clear()
         plan = self._residency.held

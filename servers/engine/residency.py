@@ -31,9 +31,10 @@ class Residency:
     def __contains__(self, adapter_id: object) -> bool:
         return adapter_id in self._held
 
-    def touch(self, adapter_id: str) -> None:
-        """Notes a use."""
-        self._held.move_to_end(adapter_id)
+    def touch(self, adapter_id: str | None) -> None:
+        """Notes a use of an adapter, if it is held."""
+        if adapter_id is not None and adapter_id in self._held:
+            self._held.move_to_end(adapter_id)
 
     def forget(self, adapter_id: str) -> None:
         """Holds an adapter no longer; nothing happens if it was not held."""

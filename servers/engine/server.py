@@ -15,7 +15,7 @@ from hivemind.servers.engine.front import About, Front
 from hivemind.servers.engine.generations import Generations, Limits
 from hivemind.servers.engine.relay import Relay
 
-_GRACE_S = 5.0
+_GRACE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class RunningEngine:
 
 @asynccontextmanager
 async def running_engine(options: ServerOptions) -> AsyncIterator[RunningEngine]:
-    """Serves for the time of the block. At its end requests have 5 s to end."""
+    """Serves for the time of the block. At its end requests have 3 s to end."""
     folder, of_one = AdapterFolder(options.adapters), options.generation
     inner = EngineOptions(of_one.model, "127.0.0.1", 0, of_one.threads, of_one.slots, of_one.context)
     generations = Generations(inner, options.base, folder, options.cache, options.limits)

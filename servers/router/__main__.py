@@ -65,7 +65,7 @@ def build(settings: RouterSettings) -> Mesh:
     registry = CollectorRegistry()
     metrics = RouterMetrics(registry)
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
-    adapters = AdapterBook()
+    adapters = AdapterBook(settings.adapters.resolve())
     fleet = Fleet(catalogue, clock, adapters)
     redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s, connections=8)
     store = RedisRecordStore(

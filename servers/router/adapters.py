@@ -3,6 +3,7 @@ that lacks it. Pure; the AdapterRegistry pushes the state."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from hivemind.servers.common.assignment import Split, assign
@@ -46,11 +47,30 @@ class Choice:
     note: str = ""
 
 
-class AdapterBook:
-    """The state of all roles, replaced whole."""
+def answered_with(asked: str, told: str) -> str:
+    """The adapter that answered, by what was asked for and what the server says in `x-adapter-id`; LoRAX says the
+    directory."""
+    return asked if not told or (asked and told.endswith(directory_of(asked))) else told
 
-    def __init__(self) -> None:
+
+def directory_of(adapter: str) -> str:
+    """Where a version lies below the adapters' folder: `<role>-v000001` in `<role>/v000001`."""
+    role, _, version = adapter.rpartition("-")
+    return f"{role}/{version}"
+
+
+class AdapterBook:
+    """The state of all roles, replaced whole. `folder`: the adapters' folder, as the model servers see it."""
+
+    def __init__(self, folder: Path = Path("adapters")) -> None:
         self._roles: Mapping[str, RoleAdapters] = {}
+        self._folder = folder
+
+    def name_at(self, model: Model, endpoint: Endpoint, adapter: str) -> str:
+        """What an endpoint is asked for: the adapter, by its directory at LoRAX, or else the endpoint's own model."""
+        if not adapter:
+            return endpoint.model
+        return str(self._folder / directory_of(adapter)) if model.adapters == "lorax" else adapter
 
     def replace(self, roles: Mapping[str, RoleAdapters]) -> None:
         """Puts a new state in force."""

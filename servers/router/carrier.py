@@ -14,6 +14,7 @@ _log = structlog.get_logger()
 BATCH: Final = 100
 _PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
+_FAULTY: Final = frozenset({"INVALID_FIELD", "MISSING_FIELD", "MALFORMED_REQUEST", "REQUEST_TOO_LARGE"})
 
 
 class Outbox(Protocol):
@@ -27,7 +28,11 @@ class Outbox(Protocol):
 
 
 class Carrier:
-    """Sends the letters of one outbox. `deliver` hands a batch over, or raises MeshError, and then gets it again."""
+    """Sends the letters of one outbox.
+
+    `deliver` hands a batch over, or raises MeshError, and then gets it again. Where the receiver finds fault with a
+    batch it gets the letters one by one, and the faulty ones are dropped: one bad letter does not hold up the rest.
+    """
 
     def __init__(self, outbox: Outbox, deliver: Callable[[Sequence[Letter]], Awaitable[None]]) -> None:
         self._outbox, self._deliver = outbox, deliver
@@ -47,6 +52,18 @@ class Carrier:
         """Sends a batch; how many letters there were. MeshError if the receiver or the store is away."""
         letters = await self._outbox.take(BATCH)
         if letters:
-            await self._deliver(letters)
+            await self._hand_over(letters)
             await self._outbox.done(letters)
         return len(letters)
+
+    async def _hand_over(self, letters: Sequence[Letter]) -> None:
+        try:
+            await self._deliver(letters)
+        except MeshError as error:
+            if error.reason not in _FAULTY:
+                raise
+            if len(letters) == 1:
+                _log.warning("letter_refused", reason=error.reason, why=error.message[:200])
+                return
+            for letter in letters:
+                await self._hand_over([letter])

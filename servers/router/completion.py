@@ -16,7 +16,7 @@ from hivemind.servers.common.catalogue import MASTER, Catalogue, Endpoint, Model
 from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.spend import BudgetBook
 from hivemind.servers.common.tokens import text_tokens
-from hivemind.servers.router.adapters import Choice
+from hivemind.servers.router.adapters import Choice, answered_with
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.gate.taxonomy import Taxonomy
@@ -296,6 +296,7 @@ class Completions:
 
         decision = decide(request, states, situation(policy, explore), self._rng)
         record.policy, record.propensity = policy.name, decision.propensity
+        record.estimate = None if estimate is None else (estimate.weak, estimate.strong)
         if policy.shadow:
             try:
                 other = decide(request, states, situation(catalogue.policies[policy.shadow], 0.0))
@@ -371,7 +372,7 @@ class Completions:
             endpoint = endpoints[attempt % len(endpoints)]
             patient = not alternatives and len(endpoints) == 1
             try:
-                body = template.fill(choice.adapter or endpoint.model)
+                body = template.fill(self.fleet.adapters.name_at(model, endpoint, choice.adapter))
                 return await self._attempt(work, model, endpoint, choice, body, call, patient=patient)
             except _AttemptFailed as failure:
                 failed = failure
@@ -467,7 +468,7 @@ class Completions:
         self.fleet.breaker(model.alias, endpoint).succeed()
         entry.latency_s = self.clock() - called
         entry.model = text_of(parsed.get("model")) or entry.model
-        entry.adapter = response.header("X-Adapter-Id") or entry.adapter
+        entry.adapter = answered_with(entry.adapter, response.header("X-Adapter-Id"))
         return raw, parsed
 
     async def _open_stream(
@@ -493,7 +494,7 @@ class Completions:
         except BaseException:
             _close(response)
             raise
-        entry.adapter = response.header("X-Adapter-Id") or entry.adapter
+        entry.adapter = answered_with(entry.adapter, response.header("X-Adapter-Id"))
         now = self.clock()
         entry.first_token_s = now - called
         work.record.first_token_s = now - work.request.arrived
@@ -525,16 +526,18 @@ class Completions:
         model, record, request = option.model, work.record, work.request
         call.usage, call.cost_micros = tokens, model.cost_micros(tokens.prompt, tokens.completion)
         work.hold.settle(call.cost_micros)
-        record.usage += tokens  # a strategy that failed before may have spent something
+        first = not record.usage.prompt  # a strategy that failed before may have spent something
+        record.usage += tokens
         record.cost_micros += call.cost_micros
         master = self.fleet.catalogue.get(MASTER)
-        if master is not None:
-            record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
+        saved_against = 0
+        if master is not None and first:
+            saved_against = record.master_cost_micros = master.cost_micros(tokens.prompt, tokens.completion)
         self.fleet.note(model.alias, latency_s=call.latency_s, cost=call.cost_micros, upper=option.cost_micros)
         self._budgets.book(
             request.tenant, model.alias, cost_micros=call.cost_micros, prompt_tokens=tokens.prompt,
             completion_tokens=tokens.completion,
-            master_cost=call.cost_micros if record.master_cost_micros is None else record.master_cost_micros,
+            master_cost=saved_against if master is not None else call.cost_micros,
         )  # fmt: skip
         if record.chosen_model != model.alias:
             record.chosen_model = model.alias

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import orjson
 
+from hivemind.servers.common.catalogue import COURIER, MASTER
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.redaction import redact
 from hivemind.servers.router.records import Record
@@ -60,8 +61,15 @@ def judged_alias(record: Record) -> str:
 
 
 def expected_quality(record: Record) -> float | None:
-    """What the decision expected of a single call of that alias; None where it expected nothing (a named model)."""
+    """What was expected of a single call of that alias; None where nothing was (a named model).
+
+    Of courier and master it is what the gate itself says: opinions correct its estimate, and to hold against them what
+    they have moved already would count half of them twice (`bench/routing` shows both).
+    """
     alias = judged_alias(record)
+    own = dict(zip((COURIER, MASTER), record.estimate or (), strict=False))
+    if alias in own:
+        return own[alias]
     return next((c.quality for c in record.candidates if c.alias == alias and c.strategy == "single"), None)
 
 

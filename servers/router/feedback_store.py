@@ -12,7 +12,8 @@ from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.feedback import Feedback, expected_quality, judged_alias
 from hivemind.servers.router.nomination import after_feedback
-from hivemind.servers.router.outbox import NOMINATIONS, PUT
+from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, PUT
+from hivemind.servers.router.outcomes import rated
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.skill_store import LEARN, SKILLS, field_of, key_of, opinions_of
 from hivemind.servers.router.skills import Skills
@@ -36,6 +37,7 @@ local oldest = string.format('%d', (tonumber(now[1]) - tonumber(ARGV[3])) * 1000
 redis.call('XADD', KEYS[2], 'MINID', '~', oldest, '*', 'f', ARGV[5])
 if ARGV[7] ~= '' then learn(KEYS[3], ARGV[6], 1, tonumber(ARGV[7])) end
 if ARGV[8] ~= '' then put(KEYS[4], ARGV[8]) end
+if ARGV[9] ~= '' then put(KEYS[5], ARGV[9]) end
 return ARGV[2]
 """
 )
@@ -57,14 +59,17 @@ class RedisFeedbackStore:
         )  # fmt: skip
         field = field_of(record.tenant, judged_alias(record), record.domain)
         expected = expected_quality(record)
+        outcome = rated(record, int(feedback.value)) if feedback.kind == "rating" else None
         nomination = after_feedback(record.request_id, feedback.kind, feedback.value)
         surplus = "" if feedback.verdict is None or expected is None else f"{feedback.verdict - expected:.6f}"
         args: list[Any] = [
             key, stored, self._retention_s, OPINIONS_MAX, exported, field, surplus,
             b"" if nomination is None else orjson.dumps(nomination),
+            b"" if outcome is None else orjson.dumps(outcome),
         ]  # fmt: skip
+        keys = [_OF_REQUEST + record.request_id, STREAM, SKILLS, NOMINATIONS, OUTCOMES]
         with store_errors():
-            found = await self._add(keys=[_OF_REQUEST + record.request_id, STREAM, SKILLS, NOMINATIONS], args=args)
+            found = await self._add(keys=keys, args=args)
         if not found:
             raise invalid_field("request_id", f"{OPINIONS_MAX} opinions on this request are stored already")
         return Feedback(**orjson.loads(found))

@@ -1,19 +1,13 @@
 """Turns nominations into candidates with their conversations, and hands them to the Arbiter."""
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import orjson
-import structlog
 
-from hivemind.servers.common.errors import MeshError
 from hivemind.servers.router.conversation import Conversation
 from hivemind.servers.router.nomination import Nomination
 from hivemind.servers.router.outbox import Letter
-
-_log = structlog.get_logger()
-
-_REFUSED: Final = frozenset({"INVALID_FIELD", "MISSING_FIELD", "MALFORMED_REQUEST", "REQUEST_TOO_LARGE"})
 
 
 class Conversations(Protocol):
@@ -41,20 +35,7 @@ class Nominations:
         nominations = [Nomination(**orjson.loads(letter.text)) for letter in letters]
         found = [(n, await self._conversations.conversation(n.request_id)) for n in nominations]
         candidates = [(nomination, talk) for nomination, talk in found if talk is not None]
-        await self._submit(candidates)
+        if candidates:
+            await self._sink.submit(candidates)
         if len(candidates) < len(letters):
             self._on_lost(len(letters) - len(candidates))
-
-    async def _submit(self, candidates: Sequence[tuple[Nomination, Conversation]]) -> None:
-        """One by one where the Arbiter finds fault with a batch: one bad candidate does not hold up the rest."""
-        try:
-            if candidates:
-                await self._sink.submit(candidates)
-        except MeshError as error:
-            if error.reason not in _REFUSED:
-                raise
-            if len(candidates) == 1:
-                _log.warning("candidate_refused", request_id=candidates[0][0].request_id, reason=error.reason)
-                return
-            for candidate in candidates:
-                await self._submit([candidate])

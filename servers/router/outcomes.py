@@ -10,7 +10,7 @@ class Outcome:
     """One answer of an adapter ('': the base model), or a judgement of it; see adapter_registry.proto.
 
     `unit`: what the split assigned it by, empty where the split did not choose; `score` against `compared_with`: 1, 0.5
-    or 0, None where it was not judged.
+    or 0, None where it was not judged; `rating`: a person's opinion, 1 or -1, None without one.
     """
 
     request_id: str
@@ -22,6 +22,7 @@ class Outcome:
     unit: str = ""
     compared_with: str = ""
     score: float | None = None
+    rating: int | None = None
 
 
 def outcomes_of(record: Record) -> tuple[Outcome, ...]:
@@ -34,3 +35,11 @@ def outcomes_of(record: Record) -> tuple[Outcome, ...]:
         )
         for i, c in enumerate(calls)
     )  # fmt: skip
+
+
+def rated(record: Record, rating: int) -> Outcome | None:
+    """What an opinion tells of the adapter whose answer it is about; None where no role answered or it is neutral."""
+    answered = [c for c in record.calls if not c.error]
+    if not rating or not answered or not answered[-1].adapter_role:
+        return None
+    return Outcome(record.request_id, answered[-1].adapter_role, answered[-1].adapter, rating=rating)

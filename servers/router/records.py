@@ -106,6 +106,8 @@ class Record:
     shadow: Shadow | None = None
     nomination: str = ""
     judged: tuple[Judged, ...] = ()
+    estimate: tuple[float, float] | None = None
+    """P(good enough) of courier and master by the quality gate itself, before anything else moved it."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":

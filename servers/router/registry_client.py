@@ -69,7 +69,7 @@ def _outcome(outcome: Outcome) -> adapter_registry_pb2.Outcome:
     message = adapter_registry_pb2.Outcome(
         request_id=outcome.request_id, role=outcome.role, adapter_id=outcome.adapter_id,
         cost_micros=outcome.cost_micros, failed=outcome.failed, unit=outcome.unit,
-        compared_with=outcome.compared_with, score=outcome.score,
+        compared_with=outcome.compared_with, score=outcome.score, rating=outcome.rating,
     )  # fmt: skip
     if outcome.latency_s is not None:
         message.latency.FromNanoseconds(int(outcome.latency_s * 1e9))

@@ -18,7 +18,7 @@ from typing import Final
 
 from hivemind.servers.common.catalogue import COURIER, EVERY_ALIAS, MASTER, Model
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field
-from hivemind.servers.router.gate.model import FAR_GAIN, Estimate
+from hivemind.servers.router.gate.model import Estimate
 from hivemind.servers.router.records import Candidate
 from hivemind.servers.router.request import Request
 
@@ -243,7 +243,7 @@ def _times(seconds: float | None, factor: float) -> float | None:
 def _qualities(request: Request, pool: Sequence[ModelState], situation: Situation) -> dict[str, float]:
     """P(good enough) by alias: courier and master by the gate, others between them by price."""
     known = situation.estimate or UNKNOWN
-    weak = (1 - known.unknown) * known.weak + known.unknown * min(known.weak, max(0.05, known.strong - FAR_GAIN))
+    weak = (1 - known.unknown) * known.weak + known.unknown * min(known.weak, max(0.05, known.strong - known.far))
     strong, hard = known.strong, (request.hints.difficulty if request.hints.difficulty is not None else 0.5) - 0.5
     weak, strong = _shift(weak, -_DIFFICULTY * hard), _shift(strong, -_DIFFICULTY / 4 * hard)
     order = sorted(pool, key=lambda s: (s.model.input_price + s.model.output_price, s.model.alias))
@@ -362,7 +362,7 @@ def _not_by_itself(request: Request, option: Option, situation: Situation) -> st
     if option.strategy == SINGLE:
         return ""
     if option.strategy == "cascade":
-        return "a stream cannot take back what it has sent" if request.stream else ""
+        return "a stream would wait for the whole answer of the first model" if request.stream else ""
     if option.strategy == "clone_dispatch" and not request.hints.subtasks:
         return "no subtasks were named"
     wish = max(_dial(request, situation), request.hints.difficulty or 0.0)

@@ -58,11 +58,10 @@ Strategy = Callable[[Task, Caller], Awaitable[Outcome]]
 
 async def cascade(task: Task, caller: Caller) -> Outcome:
     """The small model first; its own confidence decides whether the large one answers (Chen et al. 2023, FrugalGPT)."""
-    try:
-        first = await caller.ask("proposer", task.model, task.messages)
-    except RoleFailed as error:
+    (first,) = await within([attempted(caller.ask("proposer", task.model, task.messages))], round_s(caller))
+    if not isinstance(first, Reply):
         second = await caller.speak("worker", task.team[0], task.messages)
-        return Outcome(second.text, second.alias, [f"cascade: {error}"], second.finish_reason)
+        return Outcome(second.text, second.alias, [f"cascade: the first call {why(first)}"], second.finish_reason)
     if first.confidence is not None and first.confidence >= CONFIDENT_ABOVE:
         return Outcome(first.text, first.alias, finish_reason=first.finish_reason)
     sure = "no confidence was told" if first.confidence is None else f"confidence {first.confidence:.2f}"
@@ -70,7 +69,9 @@ async def cascade(task: Task, caller: Caller) -> Outcome:
     try:
         second = await caller.speak("worker", task.team[0], task.messages)
     except RoleFailed as error:
-        return Outcome(first.text, first.alias, [f"cascade: {error}; {first.alias} answered alone"])
+        return Outcome(
+            first.text, first.alias, [f"cascade: {error}; {first.alias} answered alone"], first.finish_reason
+        )
     return Outcome(second.text, second.alias, finish_reason=second.finish_reason)
 
 

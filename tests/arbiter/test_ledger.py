@@ -453,6 +453,30 @@ def test_an_absent_wrong_or_foreign_index_is_made_again(tmp_path: Path) -> None:
     assert opened(tmp_path).shelf.counts().examples == 2
 
 
+def test_a_start_reads_only_what_the_active_segments_index_lacks(tmp_path: Path) -> None:
+    found = stored(opened(tmp_path, index_bytes=1), 1, 2)
+    files = opened(tmp_path)
+    found += stored(files, 3)
+    name = files.forget(found[0].id, reason="", tenant="", rotate=False)
+    again = opened(tmp_path)
+
+    assert name == [found[0].id]
+    assert [again.shelf.read(s) for s in (1, 2, 3)] == [None, *found[1:]]
+    assert stored(again, 5)[0].sequence == 5
+    assert verify(tmp_path).problems == []
+
+
+def test_an_active_segment_that_was_edited_before_the_end_of_its_index_is_read_anew(tmp_path: Path) -> None:
+    found = stored(opened(tmp_path, index_bytes=1), 1, 2, 3)
+    stored(opened(tmp_path), 4)
+    edited(tmp_path / "training_metadata.jsonl", 1, lambda line: b"gone\n")
+
+    files = opened(tmp_path)
+
+    assert [files.shelf.read(s) for s in (1, 2, 3)] == [None, *found[1:]]
+    assert files.shelf.bad_lines == 1
+
+
 # Forgetting.
 
 
@@ -548,13 +572,22 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(STEPS, min_size=3, max_size=25), st.sampled_from([3000, 20_000, 1 << 30]), st.integers(0, 1 << 30))
+@given(
+    st.lists(STEPS, min_size=3, max_size=25),
+    st.sampled_from([3000, 20_000, 1 << 30]),
+    st.sampled_from([1, 4000, 1 << 30]),
+    st.integers(0, 1 << 30),
+)
 def test_whatever_happens_what_was_acknowledged_stands_in_the_file_once_and_the_chain_holds(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]], rotate_bytes: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[str, Any]],
+    rotate_bytes: int,
+    index_bytes: int,
+    seed: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("ledger")
     rng = random.Random(seed)
-    files = opened(folder, rotate_bytes=rotate_bytes)
+    files = opened(folder, rotate_bytes=rotate_bytes, index_bytes=index_bytes)
     told: dict[str, str] = {}
     forgotten: set[str] = set()
     for kind, value in steps:
@@ -564,7 +597,13 @@ def test_whatever_happens_what_was_acknowledged_stands_in_the_file_once_and_the_
             name = list(told)[value % len(told)]
             forgotten |= set(files.forget(name, reason="r", tenant="", rotate=kind == "purge"))
         elif kind == "die":
-            dying = LedgerFolder(folder, rotate_bytes=rotate_bytes, clock=time.time, disk=DyingDisk(value[0], value[1]))
+            dying = LedgerFolder(
+                folder,
+                rotate_bytes=rotate_bytes,
+                index_bytes=index_bytes,
+                clock=time.time,
+                disk=DyingDisk(value[0], value[1]),
+            )
             name = list(told)[value[3] % len(told)] if told else ""
             try:
                 if value[2] and name:
@@ -573,10 +612,10 @@ def test_whatever_happens_what_was_acknowledged_stands_in_the_file_once_and_the_
                     told |= {e.id: e.sha256 for e in stored(dying, *range(value[3]))}
             except Killed:
                 if value[2] and name and dying.shelf.segments:
-                    files = opened(folder, rotate_bytes=rotate_bytes)
+                    files = opened(folder, rotate_bytes=rotate_bytes, index_bytes=index_bytes)
                     forgotten |= {name} if files.shelf.find(name) is None else set()
         elif kind == "reopen":
-            files = opened(folder, rotate_bytes=rotate_bytes)
+            files = opened(folder, rotate_bytes=rotate_bytes, index_bytes=index_bytes)
     files.refresh()
 
     lines = lines_on_disk(folder)

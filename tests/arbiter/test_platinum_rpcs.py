@@ -122,7 +122,24 @@ async def test_what_is_forgotten_vanishes_at_once(rig: Rig) -> None:
     assert list(answer.ids) == [e.id for e in reversed(before.examples)]
     assert sequences(await page(rig)) == [5, 4]
     assert await reason_of(rig.stub.GetPlatinum(pb.GetPlatinumRequest(id=answer.ids[0]))) == "NOT_FOUND_RESOURCE"
-    assert list((await rig.stub.ForgetPlatinum(pb.ForgetPlatinumRequest(tenant="a"))).ids) == []
+    for again in (pb.ForgetPlatinumRequest(tenant="a"), pb.ForgetPlatinumRequest(id=answer.ids[0], rotate=True)):
+        assert list((await rig.stub.ForgetPlatinum(again)).ids) == []
+
+
+async def test_forgetting_what_never_was_is_not_found(rig: Rig) -> None:
+    request = pb.ForgetPlatinumRequest(id="01a20fae-74dc-7007-b92b-be166d337674")
+
+    assert await reason_of(rig.stub.ForgetPlatinum(request)) == "NOT_FOUND_RESOURCE"
+
+
+async def test_a_page_of_large_examples_is_as_short_as_a_message_allows(rig: Rig) -> None:
+    await store(rig, 8, draft="x" * 1_000_000)
+
+    first = await page(rig, page_size=8)
+    second = await page(rig, page_size=8, page_token=first.next_page_token)
+
+    assert sequences(first) + sequences(second) == [8, 7, 6, 5, 4, 3][: len(first.examples) + len(second.examples)]
+    assert len(first.examples) == 3
 
 
 @pytest.mark.parametrize("fields", [{}, {"tenant": "a", "id": "x"}, {"tenant": "a", "request_id": "r"}])

@@ -1,12 +1,14 @@
 """Refine: who decides, what is stored, what it costs, what is counted. The ledger's file is read itself."""
 
 import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from hivemind.servers.arbiter import refinement
 from hivemind.v1 import arbiter_pb2 as pb
 from hivemind.v1 import common_pb2 as common
 from hivemind.v1 import governor_pb2 as governor_pb
@@ -261,6 +263,45 @@ async def test_the_governor_switches_refinement_off(
             return False
 
         await eventually(disabled, within_s=1.0, what="refinement is off")
+
+
+async def test_a_forced_arbiter_that_is_not_configured_may_be_later(tmp_path: Path, empty_redis: RedisProcess) -> None:
+    async with running_arbiter(tmp_path, empty_redis, arbiter="") as rig:
+        await rig.configure(force_gpt4o_arbiter=True)
+
+        async def cause() -> str:
+            try:
+                await rig.refine()
+            except grpc.aio.AioRpcError as error:
+                return told(error).metadata["cause"]
+            return ""
+
+        assert await eventually(cause, what="the Arbiter is forced") == "PASSING"
+
+
+async def test_the_prompt_of_an_example_is_named_by_the_hash_of_its_file(
+    tmp_path: Path, empty_redis: RedisProcess
+) -> None:
+    file = Path(refinement.__file__).parent / "prompts" / "refine.txt"
+    async with running_arbiter(tmp_path, empty_redis) as rig:
+        example = await rig.refine()
+
+    expected = hashlib.sha256(file.read_text().strip().encode()).hexdigest()
+    assert example.provenance.prompt_template_sha256 == expected
+
+
+async def test_no_text_of_a_request_stands_in_the_log(
+    tmp_path: Path, empty_redis: RedisProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running_arbiter(tmp_path, empty_redis, oracle="o_low", arbiter="o_low") as rig:
+        await refused(rig.refine("What is a zyzzyva?"))
+        await rig.submit(candidate(1, draft="It is a zyzzyva."))
+        await eventually(lambda: len(rig.models.seen) == 4, what="the candidate was judged too")
+        await eventually(lambda: not empty_redis.client.exists("arbiter:queue:body"), what="the queue is empty")
+
+    logged = capsys.readouterr().out
+    assert "refinement_refused" in logged
+    assert "zyzzyva" not in logged
 
 
 async def test_without_the_oracle_the_forced_arbiter_still_decides(tmp_path: Path, empty_redis: RedisProcess) -> None:

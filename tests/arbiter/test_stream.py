@@ -277,6 +277,28 @@ async def test_when_redis_lost_everything_the_group_begins_again_from_the_start(
     assert await consumer.sequences(6) == [1, 2, 3, 4, 5, 6]
 
 
+async def test_a_group_that_is_ahead_of_a_new_ledger_begins_again(tmp_path: Path, empty_redis: RedisProcess) -> None:
+    async with arbiter(tmp_path / "old", empty_redis) as old:
+        await store(old, 9)
+        await old.stream().sequences(9)
+        await old.ack(*range(1, 10))
+    async with arbiter(tmp_path / "new", empty_redis) as new:
+        await store(new, 3)
+
+        assert await new.stream().sequences(3) == [1, 2, 3]
+
+
+async def test_streams_end_as_unavailable_when_the_server_ends(rig: Rig) -> None:
+    consumer = rig.stream()
+    await consumer.beat()
+
+    rig.platinum.streams.end()
+
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await consumer.next()
+    assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
 async def test_the_stream_outlives_a_redis_that_is_killed_and_comes_back(tmp_path: Path) -> None:
     folder = tmp_path / "redis"
     folder.mkdir()

@@ -14,7 +14,7 @@ from hivemind.servers.common.context import current_call, is_id, new_request_id,
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.interceptors import CallPolicy, MeshInterceptor
 from hivemind.servers.common.metrics import RpcMetrics
-from hivemind.v1 import router_pb2, router_pb2_grpc
+from hivemind.v1 import governor_pb2, governor_pb2_grpc, router_pb2, router_pb2_grpc
 
 
 class Service(router_pb2_grpc.RouterServiceServicer):
@@ -35,10 +35,29 @@ class Service(router_pb2_grpc.RouterServiceServicer):
         raise MeshError("UPSTREAM_FAILED", "broke off")
 
 
+class Watched(governor_pb2_grpc.GovernorServiceServicer):
+    """Tells one configuration and then nothing for ever; `left` when its handler has ended."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+
+    async def WatchConfig(
+        self, request: governor_pb2.WatchConfigRequest, context: Any
+    ) -> AsyncIterator[governor_pb2.WatchConfigResponse]:
+        try:
+            yield governor_pb2.WatchConfigResponse(router_replicas=2)
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
 class Rig:
     def __init__(self, policy: CallPolicy) -> None:
         self.registry = CollectorRegistry()
-        self.server = grpc.aio.server(interceptors=[MeshInterceptor(policy, RpcMetrics(self.registry))])
+        self.interceptor = MeshInterceptor(policy, RpcMetrics(self.registry))
+        self.server = grpc.aio.server(interceptors=[self.interceptor])
+        self.watched = Watched()
+        governor_pb2_grpc.add_GovernorServiceServicer_to_server(self.watched, self.server)  # type: ignore[abstract]
         router_pb2_grpc.add_RouterServiceServicer_to_server(Service(), self.server)  # type: ignore[abstract]
         self.port = self.server.add_insecure_port("127.0.0.1:0")
 
@@ -196,3 +215,17 @@ def test_request_ids_sort_by_time_and_odd_ones_are_replaced() -> None:
     assert first[14] == "7"
     assert first[:13] <= second[:13]
     assert sane_request_id("with space\r\nx: y") != "with space\r\nx: y"
+
+
+async def test_a_watch_ends_when_the_server_drains() -> None:
+    async with Rig(open_to_all()) as rig:
+        watch = governor_pb2_grpc.GovernorServiceStub(rig.channel).WatchConfig(governor_pb2.WatchConfigRequest())
+        first = await watch.read()
+        rig.interceptor.end_watches()
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await watch.read()
+        await asyncio.wait_for(rig.watched.left.wait(), 5)
+
+    code, _, info, _ = told(error.value)
+    assert first.router_replicas == 2
+    assert (code, info.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")

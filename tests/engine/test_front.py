@@ -115,15 +115,12 @@ async def test_models_lists_the_base_and_every_adapter_on_disk(engine: TestEngin
     assert {name for name, m in models.items() if m.get("loaded")} == {VIOLET}
 
 
-@pytest.mark.parametrize(
-    "name", ["nope", "../x-v000001", "implementer/v000001", "implementer-v000009", "a-v1", ".-v000001"]
-)
-async def test_an_unknown_adapter_is_a_404_in_openais_shape(engine: TestEngine, name: str) -> None:
-    answer = await engine.chat(model=name)
-
-    assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "model_not_found"
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+async def test_an_unknown_adapter_is_a_404_in_openais_shape(engine: TestEngine) -> None:
+    for name in ("nope", "../x-v000001", "implementer/v000001", "implementer-v000009", "a-v1", ".-v000001"):
+        answer = await engine.chat(model=name)
+        assert answer.status_code == 404, name
+        assert answer.json()["error"]["code"] == "model_not_found"
+        assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 async def test_a_directory_that_is_a_link_is_no_adapter(engine: TestEngine, tmp_path: Path) -> None:
@@ -132,15 +129,11 @@ async def test_a_directory_that_is_a_link_is_no_adapter(engine: TestEngine, tmp_
     assert (await engine.chat(model="implementer-v000007")).status_code == 404
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"{", b"[]", b'{"model":5}', b'{"adapter_id":[]}', b'{"messages":[{"role":"user","content":"\xff"}]}', b"NaN"],
-)
-async def test_a_body_that_is_wrong_is_a_400(engine: TestEngine, body: bytes) -> None:
-    answer = await engine.client.post("/v1/chat/completions", content=body)
-
-    assert answer.status_code == 400
-    assert answer.json()["error"]["message"]
+async def test_a_body_that_is_wrong_is_a_400(engine: TestEngine) -> None:
+    for body in (b"{", b"[]", b'{"model":5}', b'{"adapter_id":[]}', b'{"user":"\xff"}', b"NaN"):
+        answer = await engine.client.post("/v1/chat/completions", content=body)
+        assert answer.status_code == 400, body
+        assert answer.json()["error"]["message"]
 
 
 async def test_what_is_too_large_or_nowhere_is_told_so(engine: TestEngine) -> None:
@@ -164,6 +157,22 @@ async def test_a_broken_adapter_is_a_424_and_the_rest_is_served_on(engine: TestE
     assert "shape" in openai.json()["error"]["message"]
     assert (lorax.status_code, lorax.json()["error_type"]) == (424, "generation")
     assert "violet" in text_of(good)
+
+
+@pytest.mark.parametrize("damage", [b"GGUF and then nothing", None])
+async def test_a_copy_that_was_damaged_is_made_anew(engine: TestEngine, damage: bytes | None) -> None:
+    await engine.generations.load(VIOLET)
+    (copy,) = (engine.home / "cache").glob("*.gguf")
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    engine.generations.forget(VIOLET)
+
+    refused = await engine.chat(model=VIOLET)
+    again = await engine.chat(model=VIOLET)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (424, "adapter_failed")
+    assert "violet" in text_of(again)
+    assert (await engine.chat()).status_code == 200
 
 
 async def test_one_request_more_than_may_wait_is_a_429(tmp_path: Path) -> None:
@@ -218,6 +227,25 @@ async def test_others_are_answered_while_an_adapter_is_being_loaded(
     assert "violet" in text_of(violet)
     assert "banana" in text_of(await wants_banana)
     assert (await streamed).text.endswith("data: [DONE]\n\n")
+
+
+async def test_steady_requests_for_the_base_do_not_keep_an_adapter_waiting_for_ever(engine: TestEngine) -> None:
+    await engine.generations.load(VIOLET)
+    turns = (await generation_of(engine)).turns
+    ended: list[str] = []
+
+    async def ask(name: str, model: str, tokens: int) -> None:
+        assert (await engine.chat(model=model, max_tokens=tokens, ignore_eos=True)).status_code == 200
+        ended.append(name)
+
+    first = asyncio.ensure_future(ask("first", "courier", 60))
+    await eventually(lambda: turns._running == 1, "the first is being answered")
+    violet = asyncio.ensure_future(ask("violet", VIOLET, 2))
+    await eventually(lambda: len(turns._queue) == 1, "the adapter waits, though a slot is free")
+    later = asyncio.ensure_future(ask("later", "courier", 20))
+    await asyncio.gather(first, violet, later)
+
+    assert ended == ["first", "violet", "later"]
 
 
 async def test_requests_without_a_break_see_no_failure_over_flips(engine: TestEngine) -> None:

@@ -16,7 +16,19 @@ MESSAGES = [{"role": "user", "content": "Who wrote Faust?"}]
 
 def ask(client: httpx.Client, model: str = "ok", tenant: str = "", **headers: str) -> httpx.Response:
     headers = {**({"x-hivemind-tenant": tenant} if tenant else {}), **headers}
-    return client.post("/v1/chat/completions", json={"model": model, "messages": MESSAGES}, headers=headers)
+    body = {"model": model, "messages": MESSAGES, "max_tokens": 8}
+    return client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def candidates(client: httpx.Client, tenant: str) -> list[dict[str, Any]]:
+    """What is expected of a single call of each model; waited for while Envoy looks for the Router."""
+    body = {"messages": MESSAGES, "tenant": tenant, "hints": {"strategy": "single"}}
+
+    def found() -> list[dict[str, Any]]:
+        made: list[dict[str, Any]] = client.post("/api/route", json=body).json()["candidates"]
+        return made
+
+    return until(found, what="the Router decides")
 
 
 def give(client: httpx.Client, request_id: str, tenant: str = "", **opinion: Any) -> httpx.Response:
@@ -96,10 +108,9 @@ def test_a_flood_of_bad_opinions_moves_no_other_tenants_decisions(
     with running_mesh(tmp_path_factory.mktemp("flood"), courier_and_master(upstream)) as mesh, mesh.client() as client:
 
         def chosen(tenant: str) -> tuple[str, float]:
-            body = {"messages": MESSAGES, "tenant": tenant, "hints": {"strategy": "single"}}
-            answer = client.post("/api/route", json=body).json()
-            quality = next(c["quality"] for c in answer["candidates"] if c["chosen_model"] == "courier")
-            return answer["chosen_model"], quality
+            found = candidates(client, tenant)
+            quality = next(c["quality"] for c in found if c["chosen_model"] == "courier")
+            return found[0]["chosen_model"], quality
 
         before = {tenant: chosen(tenant) for tenant in ("angry", "calm")}
         assert before["angry"][0] == "courier", before
@@ -110,6 +121,35 @@ def test_a_flood_of_bad_opinions_moves_no_other_tenants_decisions(
 
         until(lambda: chosen("angry")[0] == "master", within_s=10, what="the angry tenant is heard")
         assert chosen("calm") == before["calm"]
+
+
+def test_verdicts_of_the_judge_move_the_estimates_of_their_tenant_only(
+    tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
+) -> None:
+    config = courier_and_master(upstream, courier="wrong").replace('model = "ok"', 'model = "panel"')
+    config += f'[models.judge]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "panel" }}]\n'
+    with running_mesh(tmp_path_factory.mktemp("judged"), config) as mesh, mesh.client() as client:
+
+        def expected(tenant: str) -> dict[str, float]:
+            return {c["chosen_model"]: c["quality"] for c in candidates(client, tenant)}
+
+        before = {tenant: expected(tenant) for tenant in ("judged", "other")}
+        body = {"model": "auto", "messages": MESSAGES, "hivemind": {"hints": {"strategy": "committee"}}}
+        for _ in range(8):
+            answer = client.post("/v1/chat/completions", json=body, headers={"x-hivemind-tenant": "judged"})
+            assert answer.status_code == 200, answer.text
+        path = f"/api/requests/{answer.headers['x-request-id']}"
+        judgements = until(lambda: client.get(path).json()["judgements"], what="the record is there")
+
+        def learned() -> bool:
+            now = expected("judged")
+            return now["courier"] < before["judged"]["courier"] and now["master"] > before["judged"]["master"]
+
+        until(learned, what="the courier, whose proposals lost, is expected to be right less often")
+        assert expected("other") == before["other"]
+
+    against = {j["alias"]: j["points_against_others"] for j in judgements}
+    assert against == {"courier": 0.0, "master": 1.0}
 
 
 def test_the_report_counts_what_was_rated(client: httpx.Client, mesh: RunningMesh) -> None:

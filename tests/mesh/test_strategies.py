@@ -302,6 +302,16 @@ def test_no_strategy_costs_more_than_was_set_aside(client: httpx.Client, strateg
     assert 0 < int(record["cost_micros"]) <= int(decided.json()["candidates"][0]["cost_micros"])
 
 
+def test_a_client_that_wants_few_tokens_does_not_cut_the_judge_short(client: httpx.Client, upstream: Upstream) -> None:
+    upstream.forget()
+    assert ask(client, "panel", "committee", max_tokens=5).status_code == 200
+
+    limits: dict[bool, set[int]] = {}
+    for seen in upstream.seen():
+        limits.setdefault(b"compare two answers" in seen["body"], set()).add(json.loads(seen["body"])["max_tokens"])
+    assert limits == {True: {256}, False: {5}}
+
+
 def test_a_limit_below_the_upper_cost_is_refused_with_the_field(client: httpx.Client) -> None:
     answer = ask(client, "panel", "committee", hints={"max_cost_micros": 5})
 

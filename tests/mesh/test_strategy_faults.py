@@ -24,7 +24,8 @@ def test_another_endpoint_answers_each_inner_call(client: httpx.Client, strategy
     assert "orty-two" in answer.text or "42" in answer.text
     record = record_of(client, answer.headers["x-request-id"])
     assert record["outcome"] == "OK"
-    assert record["degraded"] == []
+    # whoever waits for the hanging endpoint may be cut off as a straggler, once enough have answered
+    assert [d for d in record["degraded"] if failing != "hang" or "too slow" not in d] == []
 
 
 @pytest.mark.parametrize("strategy", MANY)
@@ -72,8 +73,10 @@ def test_for_auto_one_call_answers_where_a_strategy_fails(
 ) -> None:
     config = courier_and_master(upstream, courier="only_plain").replace('model = "ok"', 'model = "only_plain"')
     with running_mesh(tmp_path_factory.mktemp("standby"), config) as mesh, mesh.client() as client:
-        answer = ask(client, "auto", strategy, stream=stream)
+        answer = ask(client, "auto", strategy, stream=stream, tenant="picky")
         record = record_of(client, answer.headers["x-request-id"])
+        saved = int(record["master_cost_micros"]) - int(record["cost_micros"])
+        until(lambda: saved_by(client, tenant="picky") == saved, what="the savings are booked, once")
 
     assert answer.status_code == 200, answer.text
     about = chunks_of(answer)[-1]["hivemind"] if stream else answer.json()["hivemind"]
@@ -81,6 +84,11 @@ def test_for_auto_one_call_answers_where_a_strategy_fails(
     assert text.strip() == "Paris is the capital of France."
     assert about["strategy"] == strategy == record["decision"]["strategy"]
     assert any("one call answered instead" in d and "answered nothing" in d for d in about["degraded"])
+
+
+def saved_by(client: httpx.Client, *, tenant: str) -> int:
+    rows = [r for r in client.get("/api/spend").json()["rows"] if r["tenant"] == tenant]
+    return sum(int(r["master_cost_micros"]) - int(r["cost_micros"]) for r in rows)
 
 
 def test_a_wrong_proposer_is_outvoted(client: httpx.Client, upstream: Upstream) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from itertools import pairwise
 from pathlib import Path
 
+import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -316,3 +317,28 @@ async def test_counts_are_those_of_the_distinct_outcomes_whatever_is_sent_again(
     assert (evidence.wins, evidence.ties, evidence.losses) == tuple(
         sum(s == wanted for s in judged.values()) for wanted in (1.0, 0.5, 0.0)
     )
+
+
+async def test_opinions_of_a_challenger_are_paired_with_the_champions_in_their_order(rig: Rig) -> None:
+    champion = await rig.champion()
+    challenger = await rig.challenger()
+    liked = [(champion, -1), (champion, 1), (challenger, 1), (champion, -1), (challenger, -1), (challenger, -1)]
+    outcomes = [
+        pb.Outcome(request_id=f"r{i}", role=ROLE, adapter_id=name, rating=rating)
+        for i, (name, rating) in enumerate(liked)
+    ]
+    first = await rig.record(*outcomes)
+    again = await rig.record(*outcomes)
+
+    evidence = (await rig.state()).challenges[0].evidence
+    assert (first.recorded, again.duplicates) == (6, 6)
+    assert (evidence.wins, evidence.losses, evidence.ties) == (1, 1, 1)
+    assert evidence.requests == 0
+
+
+async def test_an_opinion_that_is_none_is_refused_with_its_field(rig: Rig) -> None:
+    champion = await rig.champion()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await rig.record(pb.Outcome(request_id="r", role=ROLE, adapter_id=champion, rating=5))
+
+    assert "outcomes[0].rating" in (error.value.details() or "")

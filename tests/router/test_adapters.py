@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from hivemind.servers.common.assignment import Split
 from hivemind.servers.common.catalogue import Endpoint, Model
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.tokens import PromptSize
-from hivemind.servers.router.adapters import AdapterBook, RoleAdapters
+from hivemind.servers.router.adapters import AdapterBook, RoleAdapters, answered_with
 from hivemind.servers.router.outcomes import outcomes_of
 from hivemind.servers.router.records import Call, Record
 from hivemind.servers.router.request import Body, Request
@@ -89,6 +90,18 @@ def test_a_server_that_loads_on_demand_is_asked_for_an_adapter_that_it_does_not_
     embedded = replace(COURIER, adapters="embedded")
 
     assert book({}).choose(embedded, request(f"courier:{V2}"), (ONE, TWO)).adapter == V2
+
+
+def test_lorax_is_asked_for_an_adapter_by_its_directory_and_answers_with_it() -> None:
+    known = AdapterBook(Path("/srv/adapters"))
+    lorax = replace(COURIER, adapters="lorax")
+
+    assert known.name_at(lorax, ONE, V1) == "/srv/adapters/implementer/v000001"
+    assert known.name_at(replace(COURIER, adapters="vllm"), ONE, V1) == V1
+    assert known.name_at(lorax, ONE, "") == "m"
+    assert answered_with(V1, "/srv/adapters/implementer/v000001") == V1
+    assert answered_with(V1, V2) == V2
+    assert answered_with(V1, "") == V1
 
 
 def test_only_what_the_model_server_did_counts_as_an_outcome() -> None:

@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 
 from hivemind.servers.router.gate.features import Features
-from hivemind.servers.router.gate.model import FAR_GAIN, GENERIC, MODEL_FILE, TABLE_FILE, Gate, load_pairs
+from hivemind.servers.router.gate.model import (
+    FAR_GAIN,
+    GENERIC,
+    MODEL_FILE,
+    TABLE_FILE,
+    Estimate,
+    Gate,
+    calibrated,
+    far_gain,
+    load_pairs,
+)
 from hivemind.servers.router.gate.taxonomy import Taxonomy
 from hivemind.servers.router.gate.wordpiece import PieceTable
-from hivemind.training.router_gate import apgr, calibrate, calibration_error
+from hivemind.training.router_gate import apgr, calibration, calibration_error, interval
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +111,31 @@ def test_apgr_is_a_half_for_a_constant_and_agrees_with_a_sum_by_hand() -> None:
     assert apgr(np.array([4.0, 3, 2, 1]), y) == pytest.approx(1.125)
 
 
-def test_calibration_recovers_the_slope_that_made_the_labels() -> None:
+def test_calibration_mends_a_head_that_was_wrong_by_its_value() -> None:
     rng = np.random.default_rng(0)
-    p = rng.uniform(0.05, 0.95, 20_000)
-    truth = 1 / (1 + np.exp(-(0.5 * np.log(p / (1 - p)) + 0.3)))
-    labels = (rng.random(len(p)) < truth).astype(float)
+    p = rng.uniform(0.05, 0.95, (20_000, 2))
+    truth = np.column_stack([p[:, 0] ** 2, p[:, 1]])
+    labels = (rng.random(p.shape) < truth).astype(float)
+    mended = calibrated(p, calibration(p, labels))
 
-    assert calibrate(p, labels) == pytest.approx([0.5, 0.3], abs=0.06)
-    assert calibration_error(truth, labels) < 0.02
+    assert calibration_error(p[:, 0], labels[:, 0]) > 0.1
+    assert np.abs(mended - truth).max() < 0.06
+    assert calibration_error(mended[:, 0], labels[:, 0]) < 0.02
+
+
+def test_unknown_territory_counts_as_a_gain_that_moves_with_what_the_other_recordings_saw(gate: Gate) -> None:
+    assert far_gain(np.array([0.0, 0.2, 5.0])) == pytest.approx([FAR_GAIN, FAR_GAIN + 0.2, 1.0])
+    assert Estimate(0.5, 0.5, 1.0, "never seen", far=0.7).need == 0.7
+
+    prompts = [f"Write a python function that finds the {n}th prime." for n in range(3)] + ["Who wrote Hamlet?"]
+    assert len({gate.estimate(p, "open9").far for p in prompts}) > 1
+    assert {gate.estimate(p).far for p in prompts} == {FAR_GAIN}
+
+
+def test_an_interval_leaves_out_draws_without_a_gap() -> None:
+    low, high = interval(np.array([3.0, 2, 1]), np.array([[0, 1], [1, 0], [0, 1]], dtype=float))
+
+    assert np.isfinite([low, high]).all()
 
 
 def test_an_estimate_for_a_pair_that_was_never_recorded_is_between_those_that_were(gate: Gate) -> None:

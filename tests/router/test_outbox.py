@@ -13,10 +13,11 @@ from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
 from hivemind.servers.router.nomination import Nomination
 from hivemind.servers.router.nominations import Nominations
-from hivemind.servers.router.outbox import MOST, NOMINATIONS, RedisOutbox
+from hivemind.servers.router.outbox import MOST, NOMINATIONS, OUTCOMES, RedisOutbox
+from hivemind.servers.router.outcomes import Outcome
 from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.recorder import Entry, Recorder
-from hivemind.servers.router.records import Record
+from hivemind.servers.router.records import Call, Record
 from tests.support.redis_process import RedisProcess
 
 
@@ -150,3 +151,17 @@ async def test_no_secret_of_a_conversation_reaches_the_store(client: redis.async
     assert b"ann@example.org" not in b"".join(
         [v for _, f in await client.xrange("router:conversations") for v in f.values()]
     )
+
+
+async def test_an_opinion_on_an_adapters_answer_is_told_to_the_registry_once(client: redis.asyncio.Redis) -> None:
+    record = entry("r1").record
+    record.calls = [Call("courier", "0:127.0.0.1:1", 0.0, adapter="implementer-v000002", adapter_role="implementer")]
+    opinions = RedisFeedbackStore(client, retention_s=3600)
+    bad = Feedback("rating", -1, 1.0)
+    for _ in range(2):
+        await opinions.add(record, bad, bad.key(""))
+
+    letters = await RedisOutbox(client, OUTCOMES, router="a").take(10)
+
+    told = [Outcome(**orjson.loads(letter.text)) for letter in letters]
+    assert [(o.role, o.adapter_id, o.rating) for o in told] == [("implementer", "implementer-v000002", -1)]

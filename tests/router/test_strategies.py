@@ -202,6 +202,7 @@ def at_leisure(caller_for: Callable[[], Scripted], strategy: str) -> tuple[Scrip
 @pytest.mark.parametrize(
     ("strategy", "slow", "note"),
     [
+        ("cascade", "proposer", "cascade: the first call was too slow"),
         ("committee", "judge", "judge: 3 of 3 comparisons brought no verdict"),
         ("clone_dispatch", "worker", "was too slow"),
         ("clone_dispatch", "proposer", "the call that splits the task was too slow"),

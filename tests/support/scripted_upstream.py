@@ -407,7 +407,7 @@ SCRIPTS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "tool_call": tool_call, "faithful": faithful, "bad_request": status(400), "unauthorized": status(401),
     "rate_limited": status(429), "error_500": status(500), "error_503": status(503),
     "long_retry": status(429, Retry_After="60"), "panel": panel(), "panel_refuses": panel(status(400)),
-    "panel_hangs": panel(hang), "panel_wrong": panel(wrong),
+    "panel_hangs": panel(hang), "panel_wrong": panel(wrong), "wrong": wrong,
     "panel_truncated": panel(truncated), "panel_html": panel(html), "panel_empty": panel(empty_choices),
     "panel_null": panel(null_content), "judge_flips": panel(judge=flips_at_first(24)), "only_plain": only_plain,
     "prefers_violet": prefers_violet,

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from hivemind.training.formatting import Turn
+from hivemind.training.hub_data import stream_hub
 from hivemind.training.licences import Use, reviewed, use_of
 from hivemind.training.mixture import BadData, Mixture, load_mixture, samples_from_lines, samples_to_lines
-from hivemind.training.sft_config import DataChoice
+from hivemind.training.sft_config import DataChoice, HubSource
 from tests.training.test_platinum_data import example
 
 LICENCES = Path(__file__).resolve().parents[2] / "datasets" / "LICENSES.md"
@@ -113,6 +114,23 @@ def test_without_a_hub_the_refusal_names_the_way_by_local_files(monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(BadData, match=r"Open-Orca/SlimOrca cannot be read from the hub .*--data"):
         load(DataChoice(mixture="default", limit=10))
+
+
+def test_a_data_set_is_streamed_in_an_order_that_the_seed_fixes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "open" / "words"
+    folder.mkdir(parents=True)
+    rows = [{"input": f"What is {i}?", "output": f"{i}."} for i in range(30)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    monkeypatch.chdir(tmp_path)  # `datasets` takes a folder of that name before it asks the hub
+
+    def streamed(seed: int) -> list[str]:
+        return [r["input"] for r in stream_hub(HubSource("open/words"), "main", seed)]
+
+    assert sorted(streamed(1)) == sorted(r["input"] for r in rows)
+    assert streamed(1) == streamed(1)
+    assert streamed(1) != streamed(2)
 
 
 def test_samples_are_read_back_from_their_lines(choice: DataChoice) -> None:

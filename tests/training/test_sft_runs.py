@@ -6,22 +6,41 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hivemind.training.run_log import HEARTBEAT_FILE, LOG_FILE, read_events
-from hivemind.training.sft_config import DataChoice, Gates, RecipeChoice, SftConfig, write_config
-from hivemind.training.sft_text import DONE, FAILED, REJECTED, STOPPED, UNUSABLE, train
+from hivemind.training.base_model import load_model, prepare_base
+from hivemind.training.merging import merge
+from hivemind.training.run_log import HEARTBEAT_FILE, LOG_FILE, heartbeat, read_events
+from hivemind.training.sft_config import (
+    ConfigError,
+    DataChoice,
+    Gates,
+    RecipeChoice,
+    SftConfig,
+    read_config,
+    write_config,
+)
+from hivemind.training.sft_text import DONE, FAILED, REJECTED, STOPPED, UNUSABLE, main, train
 from hivemind.training.stopping import StopSwitch
 from tests.support.invented_facts import write_facts
 from tests.support.waiting import until
 
 OPEN = Gates(min_gain=-1, max_questions=10, max_text=10)
 """A random model can learn next to nothing; what is tested is the run."""
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """`main` listens to signals; the tests' own handlers come back."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +206,49 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(
     assert events(run, "failed")[0]["reason"] == told
 
 
-def test_the_heartbeat_beats_while_nothing_else_happens(tmp_path: Path) -> None:
-    from hivemind.training.run_log import heartbeat
+def test_a_merged_adapter_answers_as_base_and_adapter_together(
+    unbroken: Path, config: SftConfig, tmp_path: Path
+) -> None:
+    import torch
+    from peft import PeftModel
 
+    base = prepare_base(config, {})
+    merge(unbroken / "adapter", base, tmp_path / "merged")
+    ids = torch.tensor([[5, 17, 300, 4000]])
+    with torch.inference_mode():
+        apart = PeftModel.from_pretrained(load_model(base.folder), unbroken / "adapter")(ids).logits
+        merged = load_model(tmp_path / "merged")(ids).logits
+        alone = load_model(base.folder)(ids).logits
+    torch.testing.assert_close(merged, apart)
+    assert not torch.allclose(merged, alone)
+
+
+def test_an_adapter_is_not_merged_into_other_weights(unbroken: Path, config: SftConfig, tmp_path: Path) -> None:
+    other = replace(prepare_base(config, {}), revision="sha256:other")
+    with pytest.raises(ConfigError, match="was made for"):
+        merge(unbroken / "adapter", other, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_flags_make_a_configuration_and_other_flags_do_not_change_it(
+    config: SftConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HIVEMIND_HOME", str(tmp_path))
+    run = tmp_path / "runs" / "flags"
+    asked = ["--run", str(run), "--data", *config.data.paths, "--backend", "unsloth"]
+    assert main(asked) == UNUSABLE
+    assert "unsloth cannot run here" in capsys.readouterr().err
+    assert read_config(run).data.paths == config.data.paths
+    assert main([*asked, "--seed", "8"]) == UNUSABLE
+    assert "was started with other options" in capsys.readouterr().err
+
+
+def test_a_run_without_a_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(tmp_path / "typo")]) == UNUSABLE
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_heartbeat_beats_while_nothing_else_happens(tmp_path: Path) -> None:
     path = tmp_path / HEARTBEAT_FILE
     with heartbeat(tmp_path):
         until(path.exists)

@@ -899,6 +899,7 @@ class Outcome(_message.Message):
     COMPARED_WITH_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
+    RATING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The completion."""
     role: _builtins.str
@@ -917,6 +918,10 @@ class Outcome(_message.Message):
     """What the split assigned it by (session, user or request), each counted once in the sample-ratio check; empty where the
     split did not choose: an adapter asked for by name, a shadow, a fallback, feedback.
     """
+    rating: _builtins.int
+    """A person's opinion of the answer: 1 good, -1 bad; absent: none. A challenger's opinions are paired with the champion's in
+    the order in which they come: the better one of two wins, equal ones are a tie.
+    """
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration:
         """How long it took."""
@@ -933,13 +938,19 @@ class Outcome(_message.Message):
         compared_with: _builtins.str = ...,
         score: _builtins.float | None = ...,
         unit: _builtins.str = ...,
+        rating: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "latency", b"latency", "score", b"score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rating", b"_rating", "_score", b"_score", "latency", b"latency", "rating", b"rating", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "adapter_id", b"adapter_id", "compared_with", b"compared_with", "cost_micros", b"cost_micros", "failed", b"failed", "latency", b"latency", "request_id", b"request_id", "role", b"role", "score", b"score", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rating", b"_rating", "_score", b"_score", "adapter_id", b"adapter_id", "compared_with", b"compared_with", "cost_micros", b"cost_micros", "failed", b"failed", "latency", b"latency", "rating", b"rating", "request_id", b"request_id", "role", b"role", "score", b"score", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rating: _TypeAlias = _typing.Literal["rating"]  # noqa: Y015
+    _WhichOneofArgType__rating: _TypeAlias = _typing.Literal["_rating", b"_rating"]  # noqa: Y015
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rating) -> _WhichOneofReturnType__rating | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015

@@ -1,9 +1,10 @@
 """The gate's model: two heads (the weak and the strong model of a pair) out of a forest and a line, calibrated.
 
 A forest of extremely randomised trees (Geurts et al. 2006) knows the questions that it has seen the like of; a ridge
-regression over the same features goes on where it has not. Their mean, weighted by cross-validation, is calibrated by
-Platt's method (1999). Where a domain had little training data (kappa pseudo-requests, Beta-binomial shrinkage) the
-expected gain of the strong model moves towards FAR_GAIN: unknown territory goes to the stronger model.
+regression over the same features goes on where it has not. Their mean, weighted by cross-validation, is calibrated by a
+broken line. Where a domain had little training data (kappa pseudo-requests, Beta-binomial shrinkage) the
+expected gain of the strong model moves towards FAR_GAIN, more where the other recordings saw the strong model gain more
+than usual, less where they saw less: unknown territory goes to the stronger model, the hard part of it first.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,21 +31,26 @@ KAPPA: Final = 50.0
 FAR_GAIN: Final = 0.4
 """What the strong model is taken to gain where nothing is known."""
 _CACHED: Final = 10_000
+_LEAST: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """P(good enough) of the weak and the strong model, the share of it that is not known, and the domain."""
+    """P(good enough) of the weak and the strong model, the share of it that is not known, and the domain.
+
+    `far`: what the strong model is taken to gain as far as it is not known, in [-1,1].
+    """
 
     weak: float
     strong: float
     unknown: float
     domain: str
+    far: float = FAR_GAIN
 
     @property
     def need(self) -> float:
-        """How much the strong model is needed: expected gain, unknown territory counted as FAR_GAIN. In [-1,1]."""
-        return (1 - self.unknown) * (self.strong - self.weak) + self.unknown * FAR_GAIN
+        """How much the strong model is needed: expected gain, unknown territory counted as `far`. In [-1,1]."""
+        return (1 - self.unknown) * (self.strong - self.weak) + self.unknown * self.far
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,10 @@ class Forest:
 
 @dataclass(frozen=True, slots=True)
 class PairModel:
-    """What is known of a pair of models. `share`: the forest's part; `calibration` (2, 2): slope, intercept a head."""
+    """What is known of a pair of models.
+
+    `share`: the forest's part; `calibration`: see calibrated(); `usual`: mean gain of the strong model.
+    """
 
     forest: Forest
     columns: NDArray[np.int64]
@@ -83,18 +92,28 @@ class PairModel:
     share: float
     calibration: Floats
     seen: Mapping[str, int]
+    usual: float
 
-    def heads(self, x: Floats) -> Floats:
-        """P(good enough), weak and strong, before calibration."""
+    def heads(self, x: Floats, trees: Floats) -> Floats:
+        """P(good enough), weak and strong, calibrated; `trees` is what the forest says."""
         linear = x[self.columns] @ self.line + self.offset
-        found: Floats = self.share * self.forest.predict(x) + (1 - self.share) * linear
+        found: Floats = calibrated(self.share * trees + (1 - self.share) * linear, self.calibration)
         return found
 
-    def calibrated(self, raw: Floats) -> Floats:
-        """The same, calibrated."""
-        p = np.clip(raw, 0.01, 0.99)
-        found: Floats = 1 / (1 + np.exp(-(self.calibration[:, 0] * np.log(p / (1 - p)) + self.calibration[:, 1])))
-        return found
+
+def calibrated(raw: NDArray[Any], calibration: NDArray[Any]) -> NDArray[Any]:
+    """Both heads, (..., 2), each moved by what it was wrong by at about that value.
+
+    `calibration`: (heads, 2, points): values, ascending, and corrections there; linear between them.
+    """
+    moved = [raw[..., head] + np.interp(raw[..., head], *calibration[head]) for head in (0, 1)]
+    found: NDArray[Any] = np.clip(np.stack(moved, axis=-1), _LEAST, 1 - _LEAST)
+    return found
+
+
+def far_gain(surplus: NDArray[Any]) -> NDArray[Any]:
+    """What the strong model is taken to gain in unknown territory; `surplus`: by how much more than usual elsewhere."""
+    return np.clip(FAR_GAIN + surplus, -1, 1)
 
 
 class Gate:
@@ -117,11 +136,15 @@ class Gate:
 
     def _estimates(self, prompt: str) -> Mapping[str, Estimate]:
         x, domain = self._features.of(prompt)
+        trees = {name: model.forest.predict(x) for name, model in self.pairs.items()}
+        surplus = {name: float(t[1] - t[0]) - self.pairs[name].usual for name, t in trees.items()}
         found: dict[str, Estimate] = {}
         for name, model in self.pairs.items():
-            weak, strong = model.calibrated(model.heads(x))
+            weak, strong = model.heads(x, trees[name])
             unknown = KAPPA / (KAPPA + model.seen.get(domain, 0))
-            found[name] = Estimate(float(weak), float(strong), unknown, domain)
+            elsewhere = np.array([s for other, s in surplus.items() if other != name] or [0.0])
+            far = float(far_gain(elsewhere.mean()))
+            found[name] = Estimate(float(weak), float(strong), unknown, domain, far)
         each = list(found.values())
         seen = sum(model.seen.get(domain, 0) for model in self.pairs.values())
         found[GENERIC] = Estimate(
@@ -152,6 +175,7 @@ def load_pairs(file: Path, names: tuple[str, ...]) -> dict[str, PairModel]:
                 share=float(pair["share"]),
                 calibration=opened.get_tensor(f"{name}.calibration"),
                 seen=pair["seen"],
+                usual=float(pair["usual"]),
             )
             for name, pair in about["pairs"].items()
         }
