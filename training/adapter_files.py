@@ -17,7 +17,8 @@ _LICENCE_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class AdapterMeta:
-    """What adapter_meta.json tells; `evaluation` maps names to finite numbers."""
+    """What adapter_meta.json tells; `evaluation` maps names to finite numbers. `scale` is folded into lora_alpha, since
+    LoRAX and vLLM have none per request."""
 
     role: str
     base_model: str
@@ -28,6 +29,7 @@ class AdapterMeta:
     data_licence: str
     evaluation: Mapping[str, float]
     hyper_parameters: Mapping[str, Any]
+    scale: float = 1.0
 
 
 def write_adapter(model: Any, tokenizer: Any, target: Path, meta: AdapterMeta) -> None:
@@ -40,7 +42,7 @@ def write_adapter(model: Any, tokenizer: Any, target: Path, meta: AdapterMeta) -
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / "README.md").unlink(missing_ok=True)
-        _settle_config(aside / CONFIG, meta.base_model)
+        _settle_config(aside / CONFIG, meta.base_model, meta.scale)
         _write_meta(aside, meta)
         sync_folder(aside)
         aside.rename(target)
@@ -56,10 +58,12 @@ def sync_folder(folder: Path) -> None:
     _sync(folder)
 
 
-def _settle_config(path: Path, base_model: str) -> None:
+def _settle_config(path: Path, base_model: str, scale: float) -> None:
     """Puts PEFT's sets in an order, and names the base by its id: a path of this machine means nothing elsewhere."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_model
+    if scale != 1:
+        config["lora_alpha"] *= scale
     for name, value in config.items():
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
             config[name] = sorted(value)

@@ -80,8 +80,9 @@ def _converted(id: str, gguf: Path, where: Local | Hub, cache: Path) -> Base:
         return base
     with _only_one(cache / "base"):
         if not target.is_dir():
+            for left in target.parent.glob(f".{target.name}.*"):  # of a conversion that was killed
+                shutil.rmtree(left, ignore_errors=True)
             aside = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.rmtree(aside, ignore_errors=True)
             try:
                 _convert(gguf, aside)
                 sync_folder(aside)

@@ -5,7 +5,7 @@ would have chosen itself, given those before. Base, champion and candidate share
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +19,12 @@ from hivemind.training.sft_config import Gates
 
 PARTS: Final = ("heldout", "questions", "text")
 """What is measured: the held-out samples, the control questions, the control texts."""
+SCALES: Final = (1.0, 0.75, 0.5, 0.25)
 SAMPLES: Final = 3
 JUDGED: Final = 12
 """Held-out questions that are answered: without a judge, and for one."""
 SAMPLE_TOKENS: Final = 48
+_FORGETTING: Final = ("rise of the loss on unrelated questions", "rise of the loss on plain text")
 _BATCH_TOKENS: Final = 1024
 _CHAMPION: Final = "champion"
 
@@ -74,12 +76,13 @@ class GateResult:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """All that was measured. `scores` by who (`base`, `champion`, `candidate`) and part; `win_rate` is None without a
-    judge."""
+    judge; `scale`: how much of the adapter was judged, and is to be served."""
 
     scores: Mapping[str, Mapping[str, Score]]
     samples: tuple[SampleAnswer, ...]
     win_rate: float | None
     gates: tuple[GateResult, ...]
+    scale: float = 1.0
 
     @property
     def passed(self) -> bool:
@@ -98,6 +101,7 @@ class Evaluation:
             for part, score in parts.items()
             for name, value in (("loss", score.loss), ("accuracy", score.accuracy))
         }
+        found["scale"] = self.scale
         return found if self.win_rate is None else {**found, "win_rate": self.win_rate}
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +115,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Measures a PEFT model whose active adapter is the candidate. `champion`: a folder, empty for none.
 
-    The model is left as it was, in evaluation mode.
+    A candidate that forgets too much is tried at the smaller scales of SCALES, and judged at the largest that passes;
+    the model is left at that scale, in evaluation mode.
     """
     control = control_set()
     parts = {
@@ -124,16 +129,18 @@ def evaluate(
     def measured() -> dict[str, Score]:
         return {part: score(model, samples, encoder.tokenizer.pad_token_id) for part, samples in parts.items()}
 
-    scores = {"candidate": measured()}
+    scores: dict[str, Mapping[str, Score]] = {}
     with model.disable_adapter():
         scores["base"] = measured()
     if champion:
         with _champion_active(model, champion):
             scores["champion"] = measured()
+    scale, scores["candidate"] = _largest_that_passes(model, measured, scores, gates)
+    set_scale(model, scale)
     count = SAMPLES if judge is None else JUDGED
     samples = tuple(sample_answer(model, encoder, turns) for turns in heldout[:count])
     win_rate = _win_rate(judge, heldout, samples) if judge is not None else None
-    return Evaluation(scores, samples, win_rate, check_gates(scores, win_rate, gates))
+    return Evaluation(scores, samples, win_rate, check_gates(scores, win_rate, gates), scale)
 
 
 def score(model: Any, samples: Sequence[Encoded], pad_id: int) -> Score:
@@ -171,8 +178,8 @@ def check_gates(
     """Every gate that can be checked. Changes are shares of the loss compared with."""
     found = [
         _at_least("held-out gain over the base", -_change(scores, "base", "heldout"), gates.min_gain),
-        _at_most("rise of the loss on unrelated questions", _change(scores, "base", "questions"), gates.max_questions),
-        _at_most("rise of the loss on plain text", _change(scores, "base", "text"), gates.max_text),
+        _at_most(_FORGETTING[0], _change(scores, "base", "questions"), gates.max_questions),
+        _at_most(_FORGETTING[1], _change(scores, "base", "text"), gates.max_text),
     ]
     if "champion" in scores:
         change = _change(scores, "champion", "heldout")
@@ -180,6 +187,33 @@ def check_gates(
     if win_rate is not None:
         found.append(_at_least("win rate against the base", win_rate, gates.min_win_rate))
     return tuple(found)
+
+
+def set_scale(model: Any, scale: float) -> None:
+    """Serves the active adapter at a share of its strength; 1 is as it was trained."""
+    name = model.active_adapter
+    strength = model.peft_config[name].lora_alpha / model.peft_config[name].r
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict) and name in module.scaling:
+            module.scaling[name] = strength * scale
+
+
+def _largest_that_passes(
+    model: Any, measured: Callable[[], dict[str, Score]], scores: Mapping[str, Mapping[str, Score]], gates: Gates
+) -> tuple[float, dict[str, Score]]:
+    """A scale and the candidate's scores at it: the largest of SCALES that passes, else 1. Only forgetting is mended by
+    a smaller one."""
+    first: dict[str, Score] = {}
+    for scale in SCALES:
+        set_scale(model, scale)
+        found = measured()
+        first = first or found
+        results = check_gates({**scores, "candidate": found}, None, gates)
+        if all(g.passed for g in results):
+            return scale, found
+        if all(g.passed for g in results if g.name in _FORGETTING):
+            break
+    return 1.0, first
 
 
 def _at_least(name: str, value: float, limit: float) -> GateResult:

@@ -22,9 +22,11 @@ class LossNotFinite(Exception):
     """The loss became NaN or infinite; nothing of this run is worth keeping."""
 
 
-def planned_steps(samples: int, recipe: Recipe) -> int:
-    """Optimizer steps of a run: as many as the passes take, at most `max_steps`."""
-    return max(1, min(recipe.max_steps, math.ceil(samples * recipe.epochs / recipe.batch_size)))
+def planned_steps(samples: int, tokens: int, recipe: Recipe) -> int:
+    """Optimizer steps of a run: as many as the passes take, at most `max_steps`. Packed, rows count instead of samples;
+    rows are taken to be full."""
+    rows = math.ceil(tokens / recipe.max_seq_length) if recipe.packing else samples
+    return max(1, min(recipe.max_steps, math.ceil(rows * recipe.epochs / recipe.batch_size)))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -66,7 +68,9 @@ def make_trainer(
 
     from datasets import Dataset
 
-    rows = {"input_ids": [list(s.ids) for s in samples], "completion_mask": [list(s.mask) for s in samples]}
+    # labels, not a mask: Unsloth's preparation takes them over and would drop a mask unseen
+    labels = [[i if learnt else -100 for i, learnt in zip(s.ids, s.mask, strict=True)] for s in samples]
+    rows = {"input_ids": [list(s.ids) for s in samples], "labels": labels}
     trainer = SFTTrainer(
         model=loaded.model,
         args=_arguments(config, recipe, backend=backend, steps=steps, folder=folder),
@@ -92,7 +96,7 @@ def _arguments(config: SftConfig, recipe: Recipe, *, backend: Chosen, steps: int
         weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
         optim="paged_adamw_8bit" if cuda else "adamw_torch",
         bf16=bf16, fp16=cuda and not bf16, use_cpu=not cuda, gradient_checkpointing=False,  # unsloth brings its own
-        max_length=recipe.max_seq_length, packing=recipe.packing, completion_only_loss=True,
+        max_length=recipe.max_seq_length, packing=recipe.packing,
         logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True,
         save_strategy="steps", save_steps=config.checkpoint_steps, save_total_limit=2, dataloader_pin_memory=cuda,
     )  # fmt: skip
@@ -114,7 +118,7 @@ def _callback(log: RunLog, stop: StopSwitch, *, steps: int, max_train_s: float) 
                 raise LossNotFinite(
                     f"the loss became {loss} at step {state.global_step}; a lower learning rate may help"
                 )
-            speed, step_s = self._pace.step(int(logs["num_tokens"]))
+            speed, step_s = self._pace.step(int(logs.get("num_tokens", 0)))
             left = (steps - state.global_step) * step_s
             log.event(
                 "step", step=state.global_step, max_steps=steps, loss=loss, tokens_per_second=round(speed, 1),

@@ -75,10 +75,10 @@ def plan_run(config: SftConfig) -> Plan:
     share = config.data.replay
     control = control_set()
     samples += min(round(samples * share / (1 - share)), len(control.replay_texts) + len(control.replay_questions))
-    steps = planned_steps(samples, recipe)
+    steps = planned_steps(samples, round(samples * mean), recipe)
     size = base_size(config) if backend == "cpu" else None
     batch_tokens = recipe.micro_batch * min(mean * 2, recipe.max_seq_length)  # twice: for the longest and padding
-    work = steps * recipe.batch_size * mean
+    work = steps * recipe.batch_size * (recipe.max_seq_length if recipe.packing else mean)
     return Plan(
         backend, reason, samples, heldout, tokens, steps,
         memory_bytes=_memory(size, recipe.rank, batch_tokens) if size else None,

@@ -26,6 +26,8 @@ def to_markdown(evaluation: Evaluation) -> str:
         scores = [evaluation.scores[n][part] for n in names]
         lines.append(f"| loss, {_TITLES[part]} | " + " | ".join(f"{s.loss:.4f}" for s in scores) + " |")
         lines.append(f"| tokens right, {_TITLES[part]} | " + " | ".join(f"{s.accuracy:.1%}" for s in scores) + " |")
+    if evaluation.scale != 1:
+        lines += ["", f"At full strength it forgot too much; it is judged, and served, at {evaluation.scale:g} of it."]
     lines += ["", "| gate | measured | limit | |", "| --- | ---: | ---: | --- |"]
     lines += [
         f"| {g.name} | {g.value:.4f} | {g.limit:.4f} | {'ok' if g.passed else 'failed'} |" for g in evaluation.gates

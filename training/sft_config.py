@@ -38,8 +38,9 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one back end trains. Lengths are in tokens; `batch_size` samples make one optimizer step, `micro_batch` of
-    them at a time go through the model; at most `max_steps` steps and `epochs` passes."""
+    """How one back end trains. Lengths are in tokens; `batch_size` samples (packed: rows of `max_seq_length`) make one
+    optimizer step, `micro_batch` of them at a time go through the model; at most `max_steps` steps and `epochs` passes.
+    """
 
     rank: int
     alpha: int

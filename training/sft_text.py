@@ -110,6 +110,8 @@ def train(run: Path, stop: StopSwitch) -> int:
 def _train(run: Path, log: RunLog, stop: StopSwitch) -> int:
     config = read_config(run)
     check(config)
+    for left in (*run.glob(f".{ADAPTER}.*"), *run.glob(f".{_DATA}.*")):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     if (run / ADAPTER).is_dir():  # killed between its last two steps
         log.event("done", adapter=ADAPTER)
         return DONE
@@ -124,7 +126,7 @@ def _train(run: Path, log: RunLog, stop: StopSwitch) -> int:
     encoder = Encoder(loaded.tokenizer)
     samples = [encoder.turns(s.turns) for s in data.train]
     samples += replay(encoder, len(samples), config.data.replay, random.Random(config.seed))
-    steps = planned_steps(len(samples), recipe)
+    steps = planned_steps(len(samples), sum(len(s.ids) for s in samples), recipe)
     fit(loaded, samples, config, recipe, backend=backend, steps=steps, folder=run / "checkpoints", log=log, stop=stop)
     stop.check()
     log.event("evaluating")
@@ -192,6 +194,7 @@ def _meta(
         first_sequence=data.first_sequence, last_sequence=data.last_sequence, data_licence=data.licence,
         evaluation=evaluation.figures(),
         hyper_parameters={**asdict(recipe), "seed": config.seed, "backend": backend},
+        scale=evaluation.scale,
     )  # fmt: skip
 
 

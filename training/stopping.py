@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(Exception):
-    """The run was told to end; it can be resumed."""
+class Stopped(BaseException):
+    """The run was told to end; it can be resumed. Not an Exception, so that no library takes it for a mishap."""
 
 
 class StopSwitch:

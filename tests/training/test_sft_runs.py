@@ -230,6 +230,23 @@ def test_an_adapter_is_not_merged_into_other_weights(unbroken: Path, config: Sft
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_candidate_that_forgets_too_much_is_served_at_the_largest_scale_that_passes(
+    config: SftConfig, tmp_path: Path
+) -> None:
+    wild = replace(config, recipe=replace(config.recipe, learning_rate=1e-2, max_steps=12), data=replace(
+        config.data, replay=0.0))  # fmt: skip
+    loud, soft = tmp_path / "runs" / "loud", tmp_path / "runs" / "soft"
+    assert run_in_process(loud, wild) == DONE
+    scores = json.loads((loud / "evaluation.json").read_text())["scores"]
+    rise = scores["candidate"]["text"]["loss"] / scores["base"]["text"]["loss"] - 1
+    assert run_in_process(soft, replace(wild, gates=replace(OPEN, max_text=rise * 0.6))) == DONE
+    found = json.loads((soft / "evaluation.json").read_text())
+    alpha = json.loads((soft / "adapter" / "adapter_config.json").read_text())["lora_alpha"]
+    assert found["scale"] < 1
+    assert alpha == 16 * found["scale"]
+    assert found["scores"]["candidate"]["text"]["loss"] / found["scores"]["base"]["text"]["loss"] - 1 <= rise * 0.6
+
+
 def test_flags_make_a_configuration_and_other_flags_do_not_change_it(
     config: SftConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
