@@ -291,7 +291,8 @@ def _death(how: Ended) -> str:
     if how.why:
         return how.why
     if how.code is None:
-        return "its process disappeared, as after a restart of the machine"
+        words = f"; its last words: {how.last_words}" if how.last_words else ""
+        return f"its process disappeared, as after a restart of the machine{words}"
     if how.out_of_memory:
         return "out of memory: the kernel killed its process; take a smaller batch_size or max_seq_length"
     if how.code == -SIGKILL:

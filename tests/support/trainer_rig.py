@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,13 +122,13 @@ def settings_of(home: Path, redis_url: str, registry: str, **changes: str) -> di
 
 
 @asynccontextmanager
-async def trainer(environment: dict[str, str]) -> AsyncIterator[Rig]:
+async def trainer(environment: dict[str, str], *, check: Sequence[str] = CHECK) -> AsyncIterator[Rig]:
     """A Trainer in this process; it is drained at the end."""
     before = dict(os.environ)
     os.environ.update(environment)
     try:
         settings = TrainerSettings()
-        server = MeshServer(settings, build(settings, job=JOB, check=CHECK))
+        server = MeshServer(settings, build(settings, job=JOB, check=check))
     finally:
         os.environ.clear()
         os.environ.update(before)

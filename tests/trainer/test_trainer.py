@@ -347,3 +347,12 @@ async def test_a_gpu_job_waits_until_enough_memory_is_free(environment: dict[str
         assert "1000 of 24000 MiB" in waiting.note
         free.write_text("23000")
         assert (await rig.end_of(job.id)).state == Job.SUCCEEDED
+
+
+async def test_a_state_folder_that_cannot_be_written_queues_nothing(rig: Rig) -> None:
+    (rig.home / "runs").write_text("in the way")
+
+    assert (await reason_of(rig.start()))[0] == "STORE_FULL"
+    assert list((await rig.stub.ListJobs(pb.ListJobsRequest())).jobs) == []
+    (rig.home / "runs").unlink()
+    assert (await rig.end_of((await rig.start()).id)).state == Job.SUCCEEDED
