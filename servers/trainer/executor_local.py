@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from hivemind.servers.trainer import launcher
 from hivemind.servers.trainer.jobs import EXIT_INTERRUPTED, Ended
 from hivemind.servers.trainer.launcher import EXIT_FILE, PROCESS_FILE, start_ticks
 from hivemind.servers.trainer.order import CPU, GPU, Lane
@@ -103,7 +104,7 @@ class LocalExecutor:
         if known is not None and _lives(known):
             return _handle(known)
         (folder / EXIT_FILE).unlink(missing_ok=True)
-        keeper = (sys.executable, "-m", "hivemind.servers.trainer.launcher", str(folder), str(self.machine.grace_s))
+        keeper = (sys.executable, "-I", launcher.__file__, str(folder), str(self.machine.grace_s))
         command = (*keeper, str(self.machine.niceness), *self.command, "--run", str(folder))
         with (folder / OUTPUT_FILE).open("ab") as output:
             child = subprocess.Popen(

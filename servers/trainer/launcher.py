@@ -1,7 +1,8 @@
 """Stands between the Trainer and the process of one job, and outlives the Trainer:
 
-    python -m hivemind.servers.trainer.launcher RUN_FOLDER GRACE_S NICENESS COMMAND...
+    python -I launcher.py RUN_FOLDER GRACE_S NICENESS COMMAND...
 
+It is run by its path, so that whoever looks for the Trainer's processes by module does not find, and kill, this one.
 It holds the lock of the run folder, so that no second process ever works in it, hands SIGTERM on and kills what has not
 ended after the grace, and leaves the exit code in `exit.json`, where the next Trainer finds it. Standard library only.
 """

@@ -95,7 +95,7 @@ class Rig:
     def job_process(self, job_id: str) -> psutil.Process:
         """The process that trains (not its keeper)."""
         mine = processes_of(self.run(job_id))
-        return next(p for p in mine if "hivemind.servers.trainer.launcher" not in " ".join(p.cmdline()))
+        return next(p for p in mine if "launcher.py" not in " ".join(p.cmdline()))
 
 
 def processes_of(run: Path) -> list[psutil.Process]:
