@@ -189,14 +189,14 @@ def packing(repeat: int, seed: int) -> dict[str, Any]:
 
 
 def _short_samples(seed: int) -> list[Any]:
-    """Conversations of 40 to 350 tokens, most of them short, as in chat data."""
+    """Conversations whose lengths spread as in chat data: most are short, a few ten times as long (log-normal)."""
     from hivemind.training.encoding import Encoder
     from hivemind.training.formatting import Turn
 
     rng = random.Random(seed)
     encoder = Encoder(_courier(seed).tokenizer)
     words = (HERE.parent / "LICENSE").read_text().split()
-    sizes = [min(220, max(5, round(rng.lognormvariate(3.2, 0.9)))) for _ in range(32)]
+    sizes = [min(260, max(5, round(rng.lognormvariate(3.2, 1.0)))) for _ in range(64)]
     return [
         encoder.turns((Turn("user", "Continue."), Turn("assistant", " ".join(rng.sample(words, size)))))
         for size in sizes

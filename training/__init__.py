@@ -1,1 +1,1 @@
-"""Training of adapters: what the Trainer's jobs run. Nothing is built yet."""
+"""Training of adapters: what the Trainer's jobs run, and the bootstrap. See docs/training.md."""
