@@ -60,7 +60,7 @@ type: install-train
 unit: install-train
 	$(BIN)/python -m pytest tests --ignore=tests/mesh -q
 
-integration: install
+integration: install-train
 	$(BIN)/python -m pytest tests/mesh -q
 
 check: install-train lint type

@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from hivemind.cli.home import CommandError, data_folders, read_json
 from hivemind.cli.http_api import MeshApi
@@ -63,13 +63,14 @@ def jobs(api: MeshApi) -> Iterator[dict[str, Any]]:
 
 def show_jobs(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
     """Prints a table of jobs."""
-    table = Table("job", "state", "role", "steps", "loss", "started", "what came of it", box=None)
+    columns = (Column(name, no_wrap=True) for name in ("job", "state", "steps", "loss"))
+    table = Table(*columns, Column("what came of it", overflow="fold"), box=None)
     for job in found:
         progress = job["progress"]
-        steps = f"{progress['step']} / {progress['max_steps']}" if progress["max_steps"] else ""
+        steps = f"{progress['step']}/{progress['max_steps']}" if progress["max_steps"] else ""
         loss = f"{progress['loss']:.3f}" if progress["step"] else ""
         outcome = job["adapter_id"] or job["error"] or job["note"]
-        table.add_row(job["id"], job["state"], job["role"], steps, loss, _minute(job), escape(outcome))
+        table.add_row(job["id"], job["state"], steps, loss, escape(outcome))
     console.print(table)
 
 
@@ -151,10 +152,6 @@ def _inside(path: str, home: Path) -> str:
     if here.exists() and not here.is_relative_to(home.resolve()):
         raise CommandError(f"{path} is outside {home}, and the mesh reads only what is in it: copy it there")
     return str(here) if here.exists() else path
-
-
-def _minute(job: Mapping[str, Any]) -> str:
-    return str(job.get("start_time") or "")[:16].replace("T", " ")
 
 
 def _card_ids(card: Path) -> set[str] | None:

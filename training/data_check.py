@@ -34,8 +34,8 @@ def check_data(choice: DataChoice) -> None:
         if len(seen) >= LEAST:
             return
     told = "; ".join(f"{count} x {reason}" for reason, count in refused.most_common(5)) or "they hold no records"
-    where = " and ".join([*("the files" for _ in choice.paths[:1]), *("the ledger" for _ in [0] if choice.platinum)])
-    raise ConfigError("data", f"{where} hold {len(seen)} usable samples, at least {LEAST} are needed: {told}")
+    where = " and ".join(["the files"] * bool(choice.paths) + ["the ledger"] * bool(choice.platinum))
+    raise ConfigError("data", f"usable samples in {where}: {len(seen)}, at least {LEAST} are needed: {told}")
 
 
 def _check_hub(choice: DataChoice) -> None:

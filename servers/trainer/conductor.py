@@ -137,6 +137,7 @@ class Follower:
 
     async def follow(self, job: Job) -> None:
         """Until it has ended or waits again, or is another's."""
+        self._handle = job.handle
         try:
             if not job.handle and not job.trained:
                 job = await self._start(job)

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from hivemind.servers.trainer.jobs import Ended
+from hivemind.servers.trainer import launcher
+from hivemind.servers.trainer.jobs import EXIT_INTERRUPTED, Ended
 from hivemind.servers.trainer.launcher import EXIT_FILE, PROCESS_FILE, start_ticks
 from hivemind.servers.trainer.order import CPU, GPU, Lane
 from hivemind.servers.trainer.ports import Running
@@ -103,7 +104,7 @@ class LocalExecutor:
         if known is not None and _lives(known):
             return _handle(known)
         (folder / EXIT_FILE).unlink(missing_ok=True)
-        keeper = (sys.executable, "-m", "hivemind.servers.trainer.launcher", str(folder), str(self.machine.grace_s))
+        keeper = (sys.executable, "-I", launcher.__file__, str(folder), str(self.machine.grace_s))
         command = (*keeper, str(self.machine.niceness), *self.command, "--run", str(folder))
         with (folder / OUTPUT_FILE).open("ab") as output:
             child = subprocess.Popen(
@@ -124,7 +125,8 @@ class LocalExecutor:
         words = _last_line(folder / OUTPUT_FILE)
         if left is None or (left.get("pid"), left.get("ticks")) != (handle["pid"], handle["ticks"]):
             return Ended(None, last_words=words)
-        return Ended(left["code"], bool(left.get("out_of_memory")), words)
+        late = left.get("asked") and left["code"] < 0  # it was to end and took too long, which is no crash
+        return Ended(EXIT_INTERRUPTED if late else left["code"], bool(left.get("out_of_memory")), words)
 
     async def _gpu_memory(self) -> list[tuple[int, int]]:
         """Free and total MiB of each GPU; empty if there is none."""

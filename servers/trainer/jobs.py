@@ -66,12 +66,11 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run left behind: platinum sequences it learnt from (0: none), figures of the evaluation, and what is wrong
-    with it; empty: nothing."""
+    """What a run left behind: the range of platinum sequences that it learnt from (0: none), and what is wrong with it;
+    empty: nothing."""
 
     first_sequence: int = 0
     last_sequence: int = 0
-    evaluation: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -113,7 +112,8 @@ class Job:
     used_s: float = 0.0
     attempt_s: float = 0.0
     trained: bool = False
-    result: Result = field(default_factory=Result)
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    result: Result = Result()
 
     @property
     def final(self) -> bool:
@@ -201,6 +201,8 @@ def _heard(job: Job, event: Event) -> Job:
         job = replace(job, progress=progress)
     elif event.kind == "evaluating":
         job = _to(job, "EVALUATING")
+    elif event.kind == "evaluated":
+        job = replace(job, evaluation=event.figures)
     elif event.kind in ("failed", "rejected"):
         job = replace(job, said=event.reason)
     return job
@@ -289,7 +291,8 @@ def _death(how: Ended) -> str:
     if how.why:
         return how.why
     if how.code is None:
-        return "its process disappeared, as after a restart of the machine"
+        words = f"; its last words: {how.last_words}" if how.last_words else ""
+        return f"its process disappeared, as after a restart of the machine{words}"
     if how.out_of_memory:
         return "out of memory: the kernel killed its process; take a smaller batch_size or max_seq_length"
     if how.code == -SIGKILL:

@@ -1,7 +1,8 @@
 """Stands between the Trainer and the process of one job, and outlives the Trainer:
 
-    python -m hivemind.servers.trainer.launcher RUN_FOLDER GRACE_S NICENESS COMMAND...
+    python -I launcher.py RUN_FOLDER GRACE_S NICENESS COMMAND...
 
+It is run by its path, so that whoever looks for the Trainer's processes by module does not find, and kill, this one.
 It holds the lock of the run folder, so that no second process ever works in it, hands SIGTERM on and kills what has not
 ended after the grace, and leaves the exit code in `exit.json`, where the next Trainer finds it. Standard library only.
 """
@@ -26,10 +27,10 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Keeper:
-    """Keeps one child. Signals may come at any moment, also before it is there."""
+    """Keeps one child. Signals may come at any moment, also before it is there. `asked`: it was to end."""
 
     def __init__(self, grace_s: float) -> None:
-        self._grace_s, self._asked = grace_s, False
+        self._grace_s, self.asked = grace_s, False
         self._child: subprocess.Popen[bytes] | None = None
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGALRM, self._on_alarm)
@@ -37,12 +38,12 @@ class Keeper:
     def run(self, command: list[str]) -> int:
         """Runs it to its end; its exit code, negative for a signal."""
         self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
-        if self._asked:
+        if self.asked:
             self._end_gently()
         return self._child.wait()
 
     def _on_term(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
+        self.asked = True
         if self._child is not None:
             self._end_gently()
 
@@ -99,7 +100,7 @@ def main(arguments: list[str]) -> int:
     os.nice(int(niceness))
     before = oom_kills()
     code = keeper.run(command)
-    write_whole(run / EXIT_FILE, {**me, "code": code, "out_of_memory": oom_kills() > before})
+    write_whole(run / EXIT_FILE, {**me, "code": code, "asked": keeper.asked, "out_of_memory": oom_kills() > before})
     return 0
 
 

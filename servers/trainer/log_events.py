@@ -2,15 +2,19 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 MAX_LINE: Final = 64 * 1024
+MAX_FIGURES: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line. `time` in Unix seconds; `reason` of a failure or a rejection. What a line lacks is 0 or empty."""
+    """One line. `time` in Unix seconds; `reason` of a failure or a rejection; `figures` of an evaluation by name. What
+    a line lacks is 0 or empty."""
 
     kind: str
     time: float = 0.0
@@ -21,6 +25,7 @@ class Event:
     eta_s: float = 0.0
     backend: str = ""
     reason: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def events_in(chunk: bytes) -> tuple[list[Event], int]:
@@ -52,6 +57,7 @@ def _event(line: bytes) -> Event | None:
         eta_s=_finite(data, "eta_s"),
         backend=_text(data, "backend"),
         reason=_text(data, "reason"),
+        figures=_figures(data) if data["event"] == "evaluated" else {},
     )
 
 
@@ -66,6 +72,11 @@ def _number(data: dict[str, Any], name: str) -> float:
 def _finite(data: dict[str, Any], name: str) -> float:
     value = _number(data, name)
     return value if math.isfinite(value) else 0.0
+
+
+def _figures(data: dict[str, Any]) -> dict[str, float]:
+    names = (n for n, v in data.items() if isinstance(v, int | float) and not isinstance(v, bool) and n != "time")
+    return {name: _finite(data, name) for name in islice(names, MAX_FIGURES)}
 
 
 def _count(data: dict[str, Any], name: str) -> int:

@@ -6,7 +6,6 @@ config.json is what training/sft_config.py reads; the Trainer writes it without 
 
 import asyncio
 import json
-import math
 import os
 import re
 import shutil
@@ -24,12 +23,10 @@ from hivemind.servers.trainer.ports import Champion
 
 CONFIG_FILE: Final = "config.json"
 CARD_FILE: Final = "data_card.json"
-EVALUATION_FILE: Final = "evaluation.json"
 ADAPTER: Final = "adapter"
 WEIGHTS: Final = "adapter_model.safetensors"
 BAD_CONFIG: Final = 5
 _MAX_JSON: Final = 64 << 20
-_MAX_FIGURES: Final = 50
 _NAMED_FIELD: Final = re.compile(r"([a-z_]+(?:[.\[][a-z_0-9.\[\]]*)?): (.+)", re.DOTALL)
 _FIELD_HERE: Final = {
     "base": "base_model",
@@ -138,12 +135,12 @@ class LocalRuns:
         )  # fmt: skip
 
     def _result(self, folder: Path) -> Result:
-        first, last = _sequences(read_object(folder / CARD_FILE))
+        first, last = _sequences(_object(folder / CARD_FILE))
         problem = "" if (folder / ADAPTER / WEIGHTS).is_file() else "its process ended well but left no adapter"
-        return Result(first, last, _figures(read_object(folder / EVALUATION_FILE)), problem)
+        return Result(first, last, problem)
 
 
-def read_object(file: Path) -> dict[str, Any]:
+def _object(file: Path) -> dict[str, Any]:
     """The JSON object of a file; empty where there is none that can be read."""
     try:
         if file.stat().st_size > _MAX_JSON:
@@ -164,19 +161,6 @@ def _sequences(card: Mapping[str, Any]) -> tuple[int, int]:
     found = platinum.get("sequences") if isinstance(platinum, dict) else None
     sequences = [s for s in found if isinstance(s, int) and 0 < s < 1 << 62] if isinstance(found, list) else []
     return min(sequences, default=0), max(sequences, default=0)
-
-
-def _figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a report by name; those of an object in it by `object.name`."""
-    flat = {name: value for name, value in report.items() if not isinstance(value, dict)}
-    for name, inner in ((n, v) for n, v in report.items() if isinstance(v, dict)):
-        flat |= {f"{name}.{key}": value for key, value in inner.items()}
-    numbers = {
-        n: float(v)
-        for n, v in flat.items()
-        if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-    }
-    return dict(sorted(numbers.items())[:_MAX_FIGURES])
 
 
 def _refusal(code: int, words: str) -> MeshError:

@@ -67,7 +67,7 @@ def job_of(job: Job) -> pb.TrainingJob:
         first_sequence=job.result.first_sequence,
         last_sequence=job.result.last_sequence,
         cost_micros=job.cost_micros,
-        evaluation=job.result.evaluation,
+        evaluation=job.evaluation,
         max_cost_micros=job.order.max_cost_micros,
     )
     for field, seconds in (("create_time", job.created), ("start_time", job.started), ("end_time", job.ended)):

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +95,7 @@ class Rig:
     def job_process(self, job_id: str) -> psutil.Process:
         """The process that trains (not its keeper)."""
         mine = processes_of(self.run(job_id))
-        return next(p for p in mine if "hivemind.servers.trainer.launcher" not in " ".join(p.cmdline()))
+        return next(p for p in mine if "launcher.py" not in " ".join(p.cmdline()))
 
 
 def processes_of(run: Path) -> list[psutil.Process]:
@@ -122,13 +122,13 @@ def settings_of(home: Path, redis_url: str, registry: str, **changes: str) -> di
 
 
 @asynccontextmanager
-async def trainer(environment: dict[str, str]) -> AsyncIterator[Rig]:
+async def trainer(environment: dict[str, str], *, check: Sequence[str] = CHECK) -> AsyncIterator[Rig]:
     """A Trainer in this process; it is drained at the end."""
     before = dict(os.environ)
     os.environ.update(environment)
     try:
         settings = TrainerSettings()
-        server = MeshServer(settings, build(settings, job=JOB, check=CHECK))
+        server = MeshServer(settings, build(settings, job=JOB, check=check))
     finally:
         os.environ.clear()
         os.environ.update(before)

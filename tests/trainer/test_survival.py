@@ -111,6 +111,23 @@ async def test_a_trainer_that_ends_has_its_jobs_write_a_checkpoint_and_the_next_
     assert rig.steps(job.id) == list(range(1, 9))
 
 
+async def test_a_job_that_is_killed_because_its_trainer_ends_has_not_crashed(environment: dict[str, str]) -> None:
+    limits = {"HIVEMIND_TRAIN_GRACE_S": "0.2", "HIVEMIND_TRAIN_MAX_CRASHES": "1"}
+    with trainer_process({**environment, **limits}) as first:
+        async with first.client() as rig:
+            rig.script(Script(hold_at=4, deaf=True))
+            job = await rig.start()
+            await rig.until_step(job.id, 3)
+        first.process.send_signal(signal.SIGINT)
+        await asyncio.to_thread(first.process.wait, 10)
+    await asyncio.to_thread(until, lambda: not processes_of(rig.run(job.id)), what="the job has ended")
+
+    rig.run(job.id).joinpath("go").touch()
+    async with trainer({**environment, **limits}) as rig:
+        final = await rig.end_of(job.id)
+    assert (final.state, final.attempts) == (Job.SUCCEEDED, 2)
+
+
 async def test_redis_killed_in_the_middle_loses_nothing(tmp_path: Path, registry: ScriptedRegistry) -> None:
     (tmp_path / "redis").mkdir()
     (tmp_path / "home").mkdir()

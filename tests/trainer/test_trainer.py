@@ -25,7 +25,7 @@ async def test_a_job_is_queued_trained_evaluated_and_registered(rig: Rig, regist
     assert (final.state, final.adapter_id, final.role) == (Job.SUCCEEDED, "implementer-v000001", "implementer")
     assert (final.progress.step, final.progress.max_steps, final.progress.tokens_per_second) == (6, 6, 500.0)
     assert (final.first_sequence, final.last_sequence) == (4, 9)
-    assert final.evaluation["heldout.gain"] == 0.75
+    assert final.evaluation["heldout_gain"] == 0.75
     assert (final.backend, final.attempts, final.error) == ("cpu", 1, "")
     assert final.end_time.ToMilliseconds() >= final.start_time.ToMilliseconds() >= final.create_time.ToMilliseconds()
     assert [c.path for c in registry.calls] == [f"runs/{queued.id}/adapter"]
@@ -171,7 +171,7 @@ async def test_a_job_that_fails_the_gates_is_rejected_and_never_registered(
     final = await rig.end_of((await rig.start()).id)
 
     assert (final.state, final.error) == (Job.REJECTED, "the held-out loss rose by 3%")
-    assert final.evaluation["heldout.loss"] == 0.5
+    assert final.evaluation["heldout_loss"] == 0.5
     assert registry.calls == []
 
 
@@ -347,3 +347,12 @@ async def test_a_gpu_job_waits_until_enough_memory_is_free(environment: dict[str
         assert "1000 of 24000 MiB" in waiting.note
         free.write_text("23000")
         assert (await rig.end_of(job.id)).state == Job.SUCCEEDED
+
+
+async def test_a_state_folder_that_cannot_be_written_queues_nothing(rig: Rig) -> None:
+    (rig.home / "runs").write_text("in the way")
+
+    assert (await reason_of(rig.start()))[0] == "STORE_FULL"
+    assert list((await rig.stub.ListJobs(pb.ListJobsRequest())).jobs) == []
+    (rig.home / "runs").unlink()
+    assert (await rig.end_of((await rig.start()).id)).state == Job.SUCCEEDED

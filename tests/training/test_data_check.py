@@ -37,7 +37,7 @@ def test_usable_files_pass(tmp_path: Path) -> None:
         ("", "they hold no records"),
         ('{"instruction": "torn\n[broken\n', "2 x is not JSON"),
         ('{"colour": "red"}\n{"colour": "blue"}\n', "2 x "),
-        (json.dumps(GOOD[0]) + "\n" + json.dumps(GOOD[0]) + "\n", "hold 1 usable samples"),
+        (json.dumps(GOOD[0]) + "\n" + json.dumps(GOOD[0]) + "\n", "usable samples in the files: 1,"),
         (json.dumps({**GOOD[0], "licence": "CC-BY-NC-4.0"}) + "\n", "CC-BY-NC-4.0, which allows no commercial use"),
         ("x" * (5 << 20), "1 x is longer than"),
     ],
@@ -57,7 +57,7 @@ def test_an_empty_ledger_is_no_data(tmp_path: Path) -> None:
     code, told = checked(tmp_path, DataChoice(platinum=str(tmp_path / "datasets")))
 
     assert code == 5
-    assert "the ledger hold 0 usable samples" in told
+    assert "usable samples in the ledger: 0" in told
 
 
 def test_a_broken_configuration_names_its_field(tmp_path: Path) -> None:
