@@ -49,7 +49,7 @@ def build(settings: TrainerSettings, *, job: Sequence[str] = JOB, check: Sequenc
     key = settings.api_key.get_secret_value() if settings.api_key is not None else None
     shop = Workshop(
         store, LocalExecutor(folders.home, job, _machine(settings), told), runs,
-        RegistryClient(channel, api_key=key), TrainerMetrics(registry),
+        RegistryClient(channel, api_key=key, traffic=settings.challenger_traffic), TrainerMetrics(registry),
     )  # fmt: skip
     conductor = Conductor(
         shop,

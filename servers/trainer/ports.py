@@ -124,7 +124,8 @@ class Registry(Protocol):
     """The AdapterRegistry. PEER_UNAVAILABLE where it does not answer; any other error is its refusal."""
 
     async def register(self, job: Job, path: str) -> str:
-        """Registers the adapter of a job, with one effect however often it is called; answers the adapter's id."""
+        """Registers the adapter of a job and lets it challenge, with one effect however often it is called; answers its
+        id."""
 
     async def champion(self, role: str) -> Champion | None:
         """The champion of a role, None for the base model."""

@@ -3,6 +3,7 @@
 from typing import Final
 
 import grpc
+import structlog
 
 from hivemind.servers.common.channels import peer_metadata
 from hivemind.servers.common.errors import MeshError
@@ -11,6 +12,8 @@ from hivemind.servers.trainer.jobs import Job
 from hivemind.servers.trainer.ports import Champion
 from hivemind.v1 import adapter_registry_pb2 as pb
 from hivemind.v1 import adapter_registry_pb2_grpc
+
+_log = structlog.get_logger()
 
 REGISTER_TIMEOUT_S: Final = 60.0
 STATE_TIMEOUT_S: Final = 5.0
@@ -26,10 +29,11 @@ _REFUSALS: Final = frozenset(
 
 
 class RegistryClient:
-    """Implements ports.Registry."""
+    """Implements ports.Registry. `traffic`: the share that a new adapter begins to challenge with; 0: it only waits."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, api_key: str | None) -> None:
+    def __init__(self, channel: grpc.aio.Channel, *, api_key: str | None, traffic: float) -> None:
         self._stub, self._api_key = adapter_registry_pb2_grpc.AdapterRegistryServiceStub(channel), api_key
+        self._traffic = traffic
 
     async def register(self, job: Job, path: str) -> str:
         """See ports.Registry."""
@@ -38,7 +42,23 @@ class RegistryClient:
             adapter = await self._stub.RegisterAdapter(request, timeout=REGISTER_TIMEOUT_S, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
             raise _told(error) from error
+        if self._traffic and adapter.state == pb.Adapter.REGISTERED:
+            await self._challenge(job, adapter.id)
         return adapter.id
+
+    async def _challenge(self, job: Job, adapter_id: str) -> None:
+        """Lets the adapter challenge; where the role's challengers have all that they may have it waits for its turn."""
+        key = f"train-{job.id}-traffic"
+        request = pb.SetTrafficRequest(
+            role=job.order.role, adapter_id=adapter_id, traffic=self._traffic, idempotency_key=key
+        )
+        try:
+            await self._stub.SetTraffic(request, timeout=STATE_TIMEOUT_S, metadata=self._metadata())
+        except grpc.aio.AioRpcError as error:
+            told = _told(error)
+            if told.reason == "PEER_UNAVAILABLE":
+                raise told from error
+            _log.info("challenge_waits", adapter=adapter_id, why=told.message)
 
     async def champion(self, role: str) -> Champion | None:
         """See ports.Registry."""

@@ -33,6 +33,8 @@ class TrainerSettings(ServerSettings):
     """After how long is looked again where there was too little."""
     train_watch_patience_s: float = Field(default=30.0, gt=0)
     """How long a watch outlives an absent store."""
+    challenger_traffic: float = Field(default=0.01, ge=0, le=0.5)
+    """The share of its role's traffic that a new adapter begins to challenge with; 0: it waits for an operator."""
     train_niceness: int = Field(default=10, ge=0, le=19)
     train_cpu_price_per_hour_micros: int = Field(default=0, ge=0)
     train_gpu_price_per_hour_micros: int = Field(default=0, ge=0)

@@ -3,16 +3,14 @@
 import hashlib
 from typing import Any, Final
 
-from google.protobuf import duration_pb2, timestamp_pb2
-
 from hivemind.servers.common.errors import invalid_field
+from hivemind.servers.common.translate import duration, page_size, timestamp
 from hivemind.servers.trainer.jobs import Job, Progress
 from hivemind.servers.trainer.order import DataSelection, Order, Recipe
 from hivemind.servers.trainer.ports import Call
 from hivemind.v1 import trainer_pb2 as pb
 
-DEFAULT_PAGE: Final = 50
-MAX_PAGE: Final = 500
+_LONGEST_S: Final = 3e9
 MAX_KEY: Final = 128
 _OPTIONAL: Final = ("max_steps", "learning_rate", "rank", "max_seq_length", "epochs", "batch_size", "seed")
 
@@ -41,12 +39,10 @@ def call_of(message: pb.StartTrainingRequest | pb.CancelJobRequest) -> Call:
 
 def page_of(message: pb.ListJobsRequest) -> tuple[int | None, int]:
     """Where a page begins and how long it may be, by AIP-158."""
-    if message.page_size < 0:
-        raise invalid_field("page_size", "must not be negative")
     token = message.page_token
     if token and not (token.isascii() and token.isdecimal() and len(token) < 19):
         raise invalid_field("page_token", "is not one that ListJobs gave")
-    return int(token) if token else None, min(message.page_size or DEFAULT_PAGE, MAX_PAGE)
+    return int(token) if token else None, page_size(message.page_size)
 
 
 def job_of(job: Job) -> pb.TrainingJob:
@@ -72,9 +68,9 @@ def job_of(job: Job) -> pb.TrainingJob:
     )
     for field, seconds in (("create_time", job.created), ("start_time", job.started), ("end_time", job.ended)):
         if seconds:
-            getattr(message, field).CopyFrom(_timestamp(seconds))
+            getattr(message, field).CopyFrom(timestamp(seconds))
     if job.order.max_duration_s:
-        message.max_duration.CopyFrom(_duration(job.order.max_duration_s))
+        message.max_duration.CopyFrom(duration(min(job.order.max_duration_s, _LONGEST_S)))
     return message
 
 
@@ -85,7 +81,7 @@ def progress_of(progress: Progress) -> pb.TrainingProgress:
         max_steps=progress.max_steps,
         loss=progress.loss,
         tokens_per_second=progress.tokens_per_second,
-        eta=_duration(progress.eta_s),
+        eta=duration(min(progress.eta_s, _LONGEST_S)),
     )
 
 
@@ -102,15 +98,3 @@ def _recipe(message: pb.TrainingRecipe) -> Recipe:
 def _recipe_message(recipe: Recipe) -> pb.TrainingRecipe:
     given: dict[str, Any] = {n: getattr(recipe, n) for n in _OPTIONAL if getattr(recipe, n) is not None}
     return pb.TrainingRecipe(**given, backend=recipe.backend)
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromMilliseconds(round(max(0.0, min(seconds, 3e9)) * 1000))
-    return duration
-
-
-def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromMilliseconds(int(seconds * 1000))
-    return stamp

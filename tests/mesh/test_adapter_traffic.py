@@ -156,7 +156,7 @@ async def test_nothing_fails_while_adapters_are_loaded_promoted_and_rolled_back(
     )
 
     assert load.failed == 0, load.failures[:3]
-    assert load.outcomes[200] > 5
+    assert load.outcomes[200] >= 2
 
 
 def change_everything(mesh: RunningMesh, violet: str, banana: str) -> None:

@@ -49,7 +49,9 @@ def test_an_order_becomes_an_adapter_of_its_role(mesh: RunningMesh, client: http
     assert any(m["progress"]["step"] > 0 and m["progress"]["tokens_per_second"] > 0 for m in messages[:-1])
     assert final["evaluation"]["candidate_heldout_loss"] < final["evaluation"]["base_heldout_loss"]
     adapters = client.get("/api/adapters").json()["adapters"]
-    assert final["adapter_id"] in [a["id"] for a in adapters if a["role"] == "implementer"]
+    assert {a["id"]: a["state"] for a in adapters}[final["adapter_id"]] == "CHALLENGER"
+    calm = {"adapter_id": final["adapter_id"], "traffic": 0}
+    assert client.post("/api/adapters/traffic/implementer", json=calm).status_code == 200
     assert client.post("/api/train", json=order, timeout=60).json()["job"]["id"] == job["id"]
     assert [j["id"] for j in client.get("/api/train").json()["jobs"]] == [job["id"]]
 

@@ -16,6 +16,8 @@ class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
     refusal: tuple[grpc.StatusCode, str] | None = None
     champion: tuple[str, str] | None = None
     calls: list[pb.RegisterAdapterRequest] = field(default_factory=list)
+    traffic: list[pb.SetTrafficRequest] = field(default_factory=list)
+    full: bool = False
     known: dict[str, str] = field(default_factory=dict)
     port: int = 0
     _server: grpc.aio.Server | None = None
@@ -36,6 +38,12 @@ class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
             await context.abort(*self.refusal)
         name = self.known.setdefault(request.idempotency_key, f"{request.role}-v{len(self.known) + 1:06d}")
         return pb.Adapter(id=name, role=request.role, state=pb.Adapter.REGISTERED)
+
+    async def SetTraffic(self, request: pb.SetTrafficRequest, context: Any) -> pb.RoleState:
+        self.traffic.append(request)
+        if self.full:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "all challengers get half of the traffic at most")
+        return pb.RoleState(role=request.role)
 
     async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.RegistryState:
         champion = self.champion[0] if self.champion else ""

@@ -164,6 +164,21 @@ async def test_a_waiting_job_is_cancelled_at_once_and_an_ended_one_is_not(rig: R
     assert (await reason_of(rig.cancel("no-such-job")))[0] == "NOT_FOUND_RESOURCE"
 
 
+async def test_a_new_adapter_challenges_with_a_small_share(rig: Rig, registry: ScriptedRegistry) -> None:
+    job = await rig.end_of((await rig.start()).id)
+
+    assert [(t.adapter_id, t.traffic) for t in registry.traffic] == [(job.adapter_id, 0.01)]
+
+
+async def test_an_adapter_waits_where_the_challengers_have_all_that_they_may_have(
+    rig: Rig, registry: ScriptedRegistry
+) -> None:
+    registry.full = True
+    job = await rig.end_of((await rig.start()).id)
+
+    assert job.state == pb.TrainingJob.SUCCEEDED
+
+
 async def test_a_job_that_fails_the_gates_is_rejected_and_never_registered(
     rig: Rig, registry: ScriptedRegistry
 ) -> None:
