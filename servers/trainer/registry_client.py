@@ -47,7 +47,7 @@ class RegistryClient:
         return adapter.id
 
     async def _challenge(self, job: Job, adapter_id: str) -> None:
-        """Lets the adapter challenge; where the role's challengers have all that they may have it waits for its turn."""
+        """Lets the adapter challenge; where the challengers have all that they may have, it waits for its turn."""
         key = f"train-{job.id}-traffic"
         request = pb.SetTrafficRequest(
             role=job.order.role, adapter_id=adapter_id, traffic=self._traffic, idempotency_key=key
