@@ -254,6 +254,22 @@ def adapters_register(
         _print(found, lambda console, a: registry.show_adapters(console, {"adapters": [a]}), as_json)
 
 
+@adapter_commands.command("export")
+def adapters_export(
+    adapter: str,
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder, or the file, to write.")],
+    gguf: Annotated[bool, typer.Option("--gguf", help="One file for llama.cpp instead of a PEFT folder.")] = False,
+) -> None:
+    """Write a version's files: its PEFT folder, or one GGUF file."""
+    with _errors():
+        from pathlib import Path
+
+        from hivemind.cli import adapter_export as exporting
+        from hivemind.cli.home import data_folder
+
+        print(exporting.export(_api(), data_folder("adapters", os.environ), adapter, Path(out), gguf=gguf))
+
+
 @adapter_commands.command("traffic")
 def adapters_traffic(
     role: str,

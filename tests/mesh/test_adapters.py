@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gguf
 import httpx
 import pytest
 
@@ -79,3 +80,20 @@ def test_a_bad_directory_is_a_400_that_names_file_and_problem(
     refused = mesh.command("adapters", "register", "implementer", "../nowhere", check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "without .." in refused.stderr
+
+
+def test_a_version_is_exported_as_a_folder_and_as_one_file_for_llama_cpp(
+    client: httpx.Client, mesh: RunningMesh, made: str, tmp_path: Path
+) -> None:
+    name = client.post("/api/adapters", json={"role": "implementer", "path": made}).json()["id"]
+    mesh.command("adapters", "export", name, "--out", str(tmp_path / "peft"))
+    mesh.command("adapters", "export", name, "--out", str(tmp_path / "one.gguf"), "--gguf")
+    again = mesh.command("adapters", "export", name, "--out", str(tmp_path / "peft"), check=False)
+
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert (tmp_path / "peft" / "adapter_model.safetensors").stat().st_size > 0
+    fields = gguf.GGUFReader(tmp_path / "one.gguf").fields
+    assert fields["adapter.type"].contents() == "lora"
+    assert again.returncode == 1
+    assert "is there already" in again.stderr

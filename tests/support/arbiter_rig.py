@@ -111,7 +111,7 @@ async def running_arbiter(
     await governor.start()
     fast = {"refinement_poll_s": 0.02, "refinements_per_minute": 0.0, "spend_flush_s": 0.02, "ledger_poll_s": 0.02}
     address = f"127.0.0.1:{governor.grpc_port}"
-    arbiter_settings = ArbiterSettings(**common_settings, **ports, governor_address=address, **{**fast, **settings})
+    arbiter_settings = ArbiterSettings(**{**common_settings, **ports, "governor_address": address, **fast, **settings})
     mesh = build(arbiter_settings)
     arbiter_server = MeshServer(arbiter_settings, mesh)
     await arbiter_server.start()
