@@ -43,6 +43,9 @@ def store_errors() -> Iterator[None]:
         message = f"the store (Redis) cannot take this now ({type(error).__name__}); retry shortly"
         raise MeshError("STORE_UNAVAILABLE", message, retry_after_s=1.0) from error
     except ResponseError as error:
+        if "READONLY" in str(error):  # as a script in a pipeline tells it
+            message = "the store (Redis) is a read-only replica now; retry shortly"
+            raise MeshError("STORE_UNAVAILABLE", message, retry_after_s=1.0) from error
         if "MISCONF" in str(error) or "OOM" in str(error):
             raise MeshError("STORE_FULL", "the store (Redis) refuses writes; look at its disk and memory") from error
         raise
