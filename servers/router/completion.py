@@ -33,7 +33,17 @@ from hivemind.servers.router.recorder import Entry
 from hivemind.servers.router.records import Call, Record, Shadow, Tokens
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.roles import RoleFailed
-from hivemind.servers.router.selector import SINGLE, Decision, Option, Situation, Skill, decide, no_skill
+from hivemind.servers.router.selector import (
+    SINGLE,
+    Decision,
+    Known,
+    Option,
+    Situation,
+    Skill,
+    decide,
+    no_skill,
+    nothing_known,
+)
 from hivemind.servers.router.sse import BrokenStream, first_text, text_of
 from hivemind.servers.router.strategies import BY_NAME, Task
 from hivemind.servers.router.strategy_calls import Audience, StrategyCaller, StrategyStream, composed, relayed
@@ -94,11 +104,12 @@ class Completions:
         explore: float = 0.0,
         rng: random.Random | None = None,
         skill: Callable[[str], Skill] = lambda _: no_skill,
+        known: Known = nothing_known,
     ) -> None:
         self.fleet = fleet
         self._gate, self._flips = gate, flips or FlipRate()
         self._explore, self._rng = explore, rng
-        self._skill = skill
+        self._skill, self._known = skill, known
         self._taxonomy: tuple[Mapping[str, tuple[str, ...]], Taxonomy] = ({}, Taxonomy())
         self._upstream, self._budgets, self._recorder, self._entry = upstream, budgets, recorder, entry
         self._governance, self._metrics, self.clock = governance, metrics, clock
@@ -287,7 +298,7 @@ class Completions:
                 dial=self._governance.dial if under.dial is None else under.dial,
                 pressure=self._budgets.pressure(request.tenant), explore=rate, estimate=estimate,
                 allowed_models=under.models, allowed_strategies=under.strategies,
-                max_cost_micros=under.max_cost_micros, skill=self._skill(request.tenant),
+                max_cost_micros=under.max_cost_micros, skill=self._skill(request.tenant), known=self._known,
             )  # fmt: skip
 
         decision = decide(request, states, situation(policy, explore), self._rng)

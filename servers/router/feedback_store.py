@@ -12,6 +12,7 @@ from hivemind.servers.common.errors import MeshError, invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.feedback import Feedback, expected_quality, judged_alias
 from hivemind.servers.router.nomination import after_feedback
+from hivemind.servers.router.opinions import OPINIONS, TELL, opinion_of
 from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, PUT
 from hivemind.servers.router.outcomes import rated
 from hivemind.servers.router.records import Record
@@ -26,6 +27,7 @@ _OF_REQUEST: Final = "router:feedback:"
 _ADD: Final = (
     PUT
     + LEARN
+    + TELL
     + """
 local before = redis.call('HGET', KEYS[1], ARGV[1])
 if before then return before end
@@ -38,6 +40,7 @@ redis.call('XADD', KEYS[2], 'MINID', '~', oldest, '*', 'f', ARGV[5])
 if ARGV[7] ~= '' then learn(KEYS[3], ARGV[6], 1, tonumber(ARGV[7])) end
 if ARGV[8] ~= '' then put(KEYS[4], ARGV[8]) end
 if ARGV[9] ~= '' then put(KEYS[5], ARGV[9]) end
+if ARGV[10] ~= '' then tell(KEYS[6], ARGV[10]) end
 return ARGV[2]
 """
 )
@@ -61,13 +64,15 @@ class RedisFeedbackStore:
         expected = expected_quality(record)
         outcome = rated(record, int(feedback.value)) if feedback.kind == "rating" else None
         nomination = after_feedback(record.request_id, feedback.kind, feedback.value)
+        opinion = opinion_of(record, feedback)
         surplus = "" if feedback.verdict is None or expected is None else f"{feedback.verdict - expected:.6f}"
         args: list[Any] = [
             key, stored, self._retention_s, OPINIONS_MAX, exported, field, surplus,
             b"" if nomination is None else orjson.dumps(nomination),
             b"" if outcome is None else orjson.dumps(outcome),
+            b"" if opinion is None else orjson.dumps(opinion),
         ]  # fmt: skip
-        keys = [_OF_REQUEST + record.request_id, STREAM, SKILLS, NOMINATIONS, OUTCOMES]
+        keys = [_OF_REQUEST + record.request_id, STREAM, SKILLS, NOMINATIONS, OUTCOMES, OPINIONS]
         with store_errors():
             found = await self._add(keys=keys, args=args)
         if not found:

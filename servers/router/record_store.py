@@ -1,8 +1,8 @@
 """Records in Redis: a stream, newest last, and a key per id that names the entry. Both end after the retention.
 
 Conversations lie in a stream of their own, bounded in age and number. Nominations go into the outbox to the Arbiter,
-and the Judge's lessons into the counts of opinions, in the same script, so that none is lost between the two. A batch
-that is stored once more, because its first answer got lost, teaches nothing again.
+the Judge's lessons into the counts of opinions and its scores into the stream of them, in the same script, so that none
+is lost between the two. A batch that is stored once more, because its first answer got lost, teaches nothing again.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.conversation import Conversation
+from hivemind.servers.router.opinions import OPINIONS, TELL, verdicts_of
 from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, PUT
 from hivemind.servers.router.recorder import Entry
 from hivemind.servers.router.records import Record
@@ -25,21 +26,30 @@ _INDEX: Final = "router:request:"
 _APPEND: Final = (
     PUT
     + LEARN
+    + TELL
     + """
 local now = redis.call('TIME')
 local function since(seconds) return string.format('%d', (tonumber(now[1]) - tonumber(seconds)) * 1000) end
 local retention, kept_for, kept_most = ARGV[1], ARGV[2], ARGV[3]
 local talks = false
-for i = 4, #ARGV, 6 do
+for i = 4, #ARGV, 7 do
   local ids = redis.call('XADD', KEYS[1], 'MINID', '~', since(retention), '*', 'r', ARGV[i + 1])
   if ARGV[i + 2] ~= '' then
     talks = true
     ids = ids .. ' ' .. redis.call('XADD', KEYS[2], 'MAXLEN', '~', kept_most, '*', 'c', ARGV[i + 2])
   end
-  if redis.call('SET', ARGV[i], ids, 'EX', retention, 'NX') and ARGV[i + 4] ~= '' then
-    for _, l in ipairs(cjson.decode(ARGV[i + 4])) do learn(KEYS[4], l[1], l[2], l[3]) end
+  if redis.call('SET', ARGV[i], ids, 'EX', retention, 'NX') then
+    if ARGV[i + 4] ~= '' then
+      for _, l in ipairs(cjson.decode(ARGV[i + 4])) do learn(KEYS[4], l[1], l[2], l[3]) end
+    end
+    if ARGV[i + 6] ~= '' then
+      for _, o in ipairs(cjson.decode(ARGV[i + 6])) do tell(KEYS[6], o) end
+    end
   end
-  if ARGV[i + 3] ~= '' then put(KEYS[3], ARGV[i + 3]) end
+  if ARGV[i + 3] ~= '' then
+    put(KEYS[3], ARGV[i + 3])
+    redis.call('SET', 'router:sampled:' .. string.sub(ARGV[i], #'router:request:' + 1), 1, 'EX', kept_for)
+  end
   if ARGV[i + 5] ~= '' then
     for _, letter in ipairs(cjson.decode(ARGV[i + 5])) do put(KEYS[5], letter) end
   end
@@ -69,9 +79,12 @@ class RedisRecordStore:
                 b"" if entry.nomination is None else orjson.dumps(entry.nomination),
                 orjson.dumps(list(_lessons(entry))) if entry.lessons else b"",
                 orjson.dumps([orjson.dumps(o).decode() for o in entry.outcomes]) if entry.outcomes else b"",
+                orjson.dumps([orjson.dumps(o).decode() for o in verdicts_of(entry.record)])
+                if entry.record.judged
+                else b"",
             )
         with store_errors():
-            await self._append(keys=[STREAM, CONVERSATIONS, NOMINATIONS, SKILLS, OUTCOMES], args=args)
+            await self._append(keys=[STREAM, CONVERSATIONS, NOMINATIONS, SKILLS, OUTCOMES, OPINIONS], args=args)
 
     async def get(self, request_id: str) -> Record | None:
         """See ports.RecordStore."""

@@ -19,6 +19,7 @@ from typing import Final
 from hivemind.servers.common.catalogue import COURIER, EVERY_ALIAS, MASTER, Model
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field
 from hivemind.servers.router.gate.model import Estimate
+from hivemind.servers.router.known_domains import KnownDomain
 from hivemind.servers.router.records import Candidate
 from hivemind.servers.router.request import Request
 
@@ -68,6 +69,15 @@ def no_skill(alias: str, domain: str, p: float) -> float:
     return p
 
 
+Known = Callable[[str], KnownDomain | None]
+"""A domain -> what the cognitive map says of it."""
+
+
+def nothing_known(domain: str) -> KnownDomain | None:
+    """There is no map."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What a decision depends on besides the request and the models.
@@ -84,6 +94,7 @@ class Situation:
     allowed_strategies: frozenset[str] = frozenset()
     max_cost_micros: int | None = None
     skill: Skill = no_skill
+    known: Known = nothing_known
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,13 +256,19 @@ def _qualities(request: Request, pool: Sequence[ModelState], situation: Situatio
     known = situation.estimate or UNKNOWN
     weak = (1 - known.unknown) * known.weak + known.unknown * min(known.weak, max(0.05, known.strong - known.far))
     strong, hard = known.strong, (request.hints.difficulty if request.hints.difficulty is not None else 0.5) - 0.5
-    weak, strong = _shift(weak, -_DIFFICULTY * hard), _shift(strong, -_DIFFICULTY / 4 * hard)
+    domain = _domain(request, situation)
+    mapped = situation.known(domain)
+    moved = mapped.shift if mapped is not None else 0.0
+    weak, strong = _shift(weak, moved - _DIFFICULTY * hard), _shift(strong, -_DIFFICULTY / 4 * hard)
     order = sorted(pool, key=lambda s: (s.model.input_price + s.model.output_price, s.model.alias))
     last = max(1, len(order) - 1)
     found = {s.model.alias: weak + (strong - weak) * i / last for i, s in enumerate(order)}
     fixed = {COURIER: weak, MASTER: strong}
-    domain = request.hints.domain or known.domain
     return {alias: situation.skill(alias, domain, fixed.get(alias, p)) for alias, p in found.items()}
+
+
+def _domain(request: Request, situation: Situation) -> str:
+    return request.hints.domain or (situation.estimate or UNKNOWN).domain
 
 
 def _shift(p: float, by: float) -> float:
@@ -366,7 +383,10 @@ def _not_by_itself(request: Request, option: Option, situation: Situation) -> st
     if option.strategy == "clone_dispatch" and not request.hints.subtasks:
         return "no subtasks were named"
     wish = max(_dial(request, situation), request.hints.difficulty or 0.0)
-    return "" if wish > THOROUGH_ABOVE else f"neither dial nor difficulty are above {THOROUGH_ABOVE:g}"
+    mapped = situation.known(_domain(request, situation))
+    if wish > THOROUGH_ABOVE or (mapped is not None and mapped.weak):
+        return ""
+    return f"neither dial nor difficulty are above {THOROUGH_ABOVE:g}"
 
 
 def _candidate(option: Option, rejected_because: str) -> Candidate:
@@ -393,13 +413,12 @@ def _decision(
     degraded = []
     if request.wants_auto and MASTER not in states:
         degraded.append("no master model is configured")
-    estimate = situation.estimate
     return Decision(
         strategy=first.strategy,
         options=(first, *(o for o in rest if o.strategy == SINGLE)),
         reason=_reason(request, first, rest, situation, explored=propensity < 0.5),
         candidates=(*candidates, *rejected),
-        domain=request.hints.domain or (estimate.domain if estimate is not None else "general"),
+        domain=_domain(request, situation),
         degraded=tuple(degraded),
         propensity=propensity,
     )
@@ -417,6 +436,8 @@ def _reason(request: Request, first: Option, rest: Sequence[Option], situation: 
     other = next((o for o in rest if o.model is not first.model), rest[0])
     known = f"a question of {estimate.domain}" if estimate is not None else "this request"
     doubt = " (little is known of this domain)" if estimate is not None and estimate.unknown > 0.5 else ""
+    mapped = situation.known(_domain(request, situation))
+    doubt += mapped.said if mapped is not None else ""
     gap = (other.quality or 0.0) - (first.quality or 0.0)
     dial = _dial(request, situation)
     if not other.available:

@@ -14,9 +14,11 @@ from hivemind.servers.router.arbiter_client import ArbiterClient
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.feedback import FeedbackStore
 from hivemind.servers.router.open_stream import OpenStream
+from hivemind.servers.router.opinion_store import RedisOpinionStore
 from hivemind.servers.router.ports import RecordStore
 from hivemind.servers.router.recorder import Recorder
 from hivemind.servers.router.records import Record
+from hivemind.servers.router.sampling_store import RedisSamplingStore
 from hivemind.servers.router.sse import delta_text, first_text
 from hivemind.servers.router.strategy_calls import Delta, Progress, StrategyStream
 from hivemind.servers.router.work import UpstreamRefused, refusal_text
@@ -36,11 +38,14 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         recorder: Recorder,
         feedback: FeedbackStore,
         arbiter: ArbiterClient,
+        opinions: RedisOpinionStore,
+        sampling: RedisSamplingStore,
         *,
         clock: Callable[[], float],
     ) -> None:
         self._completions, self._records, self._recorder, self._clock = completions, records, recorder, clock
         self._feedback, self._arbiter = feedback, arbiter
+        self._opinions, self._sampling = opinions, sampling
 
     async def Complete(self, request: router_pb2.CompleteRequest, context: Any) -> router_pb2.CompleteResponse:
         """See router.proto."""
@@ -148,6 +153,23 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         return router_pb2.ListRequestsResponse(
             requests=map(translate.record_of, found, opinions), next_page_token=token
         )
+
+    async def NominateRequests(
+        self, request: router_pb2.NominateRequestsRequest, context: Any
+    ) -> router_pb2.NominateRequestsResponse:
+        """See router.proto."""
+        count, value = translate.wanted_sample(request)
+        ids = await self._sampling.nominate(
+            request.domain, count, value, fencing_token=request.fencing_token, idempotency_key=request.idempotency_key
+        )
+        return router_pb2.NominateRequestsResponse(request_ids=ids)
+
+    async def ListOpinions(
+        self, request: router_pb2.ListOpinionsRequest, context: Any
+    ) -> router_pb2.ListOpinionsResponse:
+        """See router.proto."""
+        found, place = await self._opinions.after(request.page_token, page_size(request.page_size))
+        return router_pb2.ListOpinionsResponse(opinions=map(translate.opinion_of, found), next_page_token=place)
 
     async def _find(self, request_id: str) -> Record:
         end = self._clock() + RECORD_WAIT_S

@@ -18,6 +18,7 @@ from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.open_stream import OpenStream
 from hivemind.servers.router.openai_request import check_hints
+from hivemind.servers.router.opinions import Opinion
 from hivemind.servers.router.records import Call, Candidate, Judged, Record, Tokens
 from hivemind.servers.router.request import Body, Hints, Request
 from hivemind.servers.router.sse import first_text, text_of
@@ -27,6 +28,7 @@ from hivemind.v1 import common_pb2, router_pb2
 _ROLES: Final = ("system", "developer", "user", "assistant")
 _STOPS_MAX: Final = 4
 _DEADLINE_S: Final = 60.0
+_SAMPLE_MAX: Final = 100
 
 
 def request_of(
@@ -151,6 +153,31 @@ def feedback_message(feedback: Feedback) -> router_pb2.Feedback:
     message = router_pb2.Feedback(create_time=timestamp(feedback.created))
     setattr(message, feedback.kind, feedback.value)
     return message
+
+
+def opinion_of(opinion: Opinion) -> router_pb2.Opinion:
+    """An opinion as the contract has it."""
+    return router_pb2.Opinion(
+        time=timestamp(opinion.created),
+        request_id=opinion.request_id,
+        tenant=opinion.tenant,
+        domain=opinion.domain,
+        source=router_pb2.Opinion.Source.Value(opinion.source),
+        alias=opinion.alias,
+        adapter=opinion.adapter,
+        score=opinion.score,
+    )
+
+
+def wanted_sample(request: router_pb2.NominateRequestsRequest) -> tuple[int, float]:
+    """How many answers to nominate, and their value; MeshError INVALID_FIELD."""
+    if request.count < 0:
+        raise invalid_field("count", "must not be negative")
+    if not 0 <= request.value <= 1:
+        raise invalid_field("value", "must be from 0 to 1")
+    if request.fencing_token < 0:
+        raise invalid_field("fencing_token", "must not be negative")
+    return min(request.count, _SAMPLE_MAX), request.value
 
 
 def _check(message: router_pb2.CompleteRequest) -> None:

@@ -36,6 +36,8 @@ RULES = {
     "RouterService.GetRequest": "get /api/requests/{id}",
     "RouterService.ListRequests": "get /api/requests",
     "RouterService.SubmitFeedback": "post /api/feedback",
+    "RouterService.NominateRequests": "",
+    "RouterService.ListOpinions": "",
     "ArbiterService.Refine": "post /api/refine",
     "ArbiterService.SubmitCandidates": "",
     "ArbiterService.ListPlatinum": "get /api/platinum",
@@ -68,6 +70,7 @@ RULES = {
     "TrainerService.WatchJob": "get /api/train/{id}:watch",
     "TrainerService.SubmitExamples": "post /api/train/examples",
     "OrchestratorService.GetStatus": "get /api/orchestrator",
+    "OrchestratorService.ListCycles": "get /api/orchestrator/cycles",
     "OrchestratorService.Pause": "post /api/orchestrator:pause",
     "OrchestratorService.Resume": "post /api/orchestrator:resume",
     "OrchestratorService.RunCycle": "post /api/orchestrator:cycle",
@@ -75,8 +78,7 @@ RULES = {
     "OrchestratorService.WatchCognitiveMap": "",
 }
 
-BUILT = ("RouterService", "GovernorService", "ArbiterService", "AdapterRegistryService", "TrainerService")
-NOT_BUILT = {name for name in RULES if not name.startswith(BUILT)} | {"TrainerService.SubmitExamples"}
+NOT_BUILT = {"TrainerService.SubmitExamples"}
 """RPCs that answer UNIMPLEMENTED. Names are only ever taken away from it."""
 
 BASES = {

@@ -11,6 +11,7 @@ from hivemind.servers.common.catalogue import Endpoint, Model
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.tokens import PromptSize
 from hivemind.servers.router.gate.model import Estimate
+from hivemind.servers.router.known_domains import KnownDomain
 from hivemind.servers.router.request import Body, Hints, Request
 from hivemind.servers.router.selector import Decision, ModelState, Situation, inner_cost
 from hivemind.servers.router.selector import decide as decide_in
@@ -241,3 +242,80 @@ def test_a_decision_takes_microseconds() -> None:
         taken.append(time.process_time() - began)
 
     assert statistics.median(taken) < 0.003  # the bound of the contract, 30 times what is measured
+
+
+MIDDLING = Estimate(weak=0.72, strong=0.85, unknown=0.0, domain="law")
+WEAK, STRONG, UNSEEN = KnownDomain(0.1, 80.0), KnownDomain(0.9, 80.0), KnownDomain(0.05, 0.3)
+
+
+def mapped(**domains: KnownDomain) -> dict[str, Any]:
+    return {"known": domains.get}
+
+
+def test_a_domain_that_the_mesh_is_weak_in_goes_to_master_and_the_reason_says_so() -> None:
+    before = decide(request(stream=True), ROOMY, dial=0.5, estimate=MIDDLING)
+    after = decide(request(stream=True), ROOMY, dial=0.5, estimate=MIDDLING, **mapped(law=WEAK))
+
+    assert before.chosen.model.alias == "courier"
+    assert after.chosen.model.alias == "master"
+    assert "weak there: confidence 0.10" in after.reason
+
+
+def test_a_domain_that_the_mesh_is_strong_in_goes_to_the_courier_and_the_reason_says_so() -> None:
+    before = decide(request(stream=True), ROOMY, dial=0.5, estimate=HARD)
+    after = decide(request(stream=True), ROOMY, dial=0.5, estimate=HARD, **mapped(math=KnownDomain(0.97, 500.0)))
+
+    assert before.chosen.model.alias == "master"
+    assert after.chosen.quality is not None
+    assert before.chosen.quality is not None
+    courier = {c.alias: c.quality for c in after.candidates if c.strategy == "single"}["courier"]
+    assert courier is not None
+    assert courier > 0.5 > HARD.weak
+    assert "strong there: confidence 0.97" in after.reason
+
+
+def test_a_strong_domain_tips_a_close_choice_to_the_courier() -> None:
+    close = Estimate(weak=0.66, strong=0.85, unknown=0.0, domain="law")
+
+    before = decide(request(stream=True), ROOMY, dial=0.5, estimate=close)
+    after = decide(request(stream=True), ROOMY, dial=0.5, estimate=close, **mapped(law=STRONG))
+
+    assert (before.chosen.model.alias, after.chosen.model.alias) == ("master", "courier")
+
+
+def test_in_a_weak_domain_several_calls_are_worth_thinking_about_at_any_dial() -> None:
+    def told(**known: Any) -> dict[str, str]:
+        decision = decide(request(), ROOMY, dial=0.5, estimate=HARD, **known)
+        return {f"{c.strategy} {c.alias}": c.rejected_because for c in decision.candidates}
+
+    assert "dial" in told()["debate master"]
+    assert "dial" not in told(**mapped(math=WEAK))["debate master"]
+    assert "dial" not in told(**mapped(math=WEAK))["committee courier"]
+    assert "dial" in told(**mapped(math=STRONG))["debate master"]
+
+
+def test_a_weak_domain_is_answered_by_several_cheap_calls_where_there_is_no_master() -> None:
+    alone = {"courier": state("courier", context_tokens=8000)}
+
+    before = decide(request(), alone, dial=0.5, estimate=MIDDLING)
+    after = decide(request(), alone, dial=0.5, estimate=MIDDLING, **mapped(law=WEAK))
+
+    assert before.strategy == "single"
+    assert after.strategy in ("committee", "debate", "vote")
+
+
+@pytest.mark.parametrize("estimate", [EASY, HARD, MIDDLING, None])
+def test_without_a_map_or_evidence_all_is_as_it_was(estimate: Estimate | None) -> None:
+    plain = decide(request(), ROOMY, dial=0.5, estimate=estimate)
+    elsewhere = decide(request(), ROOMY, dial=0.5, estimate=estimate, **mapped(sailing=WEAK))
+    unseen = decide(request(), ROOMY, dial=0.5, estimate=estimate, **mapped(facts=UNSEEN, math=UNSEEN, law=UNSEEN))
+
+    assert plain == elsewhere
+    assert unseen.chosen.model == plain.chosen.model
+    assert "confidence" not in unseen.reason
+
+
+def test_a_named_model_is_not_moved_by_the_map() -> None:
+    decision = decide(request("courier"), ROOMY, dial=0.5, **mapped(general=WEAK))
+
+    assert decision.reason == "courier was asked for by name."

@@ -43,6 +43,7 @@ class NoReplicas:
 class Rig:
     """A registry with its client. `clock` is what it takes for the time; None: the real one."""
 
+    channel: grpc.aio.Channel
     stub: rpc.AdapterRegistryServiceStub
     home: Path
     base: BaseModel
@@ -169,7 +170,7 @@ class running_registry:
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         self._task = asyncio.create_task(feed.run())
         stub = rpc.AdapterRegistryServiceStub(self._channel)
-        return Rig(stub, self._home, self._base, feed, registry, registrar, guard, self._time)
+        return Rig(self._channel, stub, self._home, self._base, feed, registry, registrar, guard, self._time)
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()

@@ -102,6 +102,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The server is ending and takes no new calls. UNAVAILABLE."""
     PEER_UNAVAILABLE: _ErrorReason.ValueType  # 38
     """A peer server of the mesh cannot be reached. UNAVAILABLE."""
+    LOOP_PAUSED: _ErrorReason.ValueType  # 40
+    """The loop is paused; resume it first. FAILED_PRECONDITION."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, in a form that a program can act on. The name of a value is the `reason` of `google.rpc.ErrorInfo`,
@@ -188,4 +190,6 @@ DRAINING: ErrorReason.ValueType  # 37
 """The server is ending and takes no new calls. UNAVAILABLE."""
 PEER_UNAVAILABLE: ErrorReason.ValueType  # 38
 """A peer server of the mesh cannot be reached. UNAVAILABLE."""
+LOOP_PAUSED: ErrorReason.ValueType  # 40
+"""The loop is paused; resume it first. FAILED_PRECONDITION."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

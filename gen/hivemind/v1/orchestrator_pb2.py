@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hivemind.v1 import common_pb2 as hivemind_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehivemind/v1/orchestrator.proto\x12\x0bhivemind.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18hivemind/v1/common.proto\"\x12\n\x10GetStatusRequest\"\xb7\x01\n\x12OrchestratorStatus\x12\x0e\n\x06leader\x18\x01 \x01(\t\x12\x11\n\tis_leader\x18\x02 \x01(\x08\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\"\n\x06\x63ycles\x18\x05 \x03(\x0b\x32\x12.hivemind.v1.Cycle\x12\x33\n\x0fnext_cycle_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xae\x01\n\x05\x43ycle\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05steps\x18\x04 \x03(\x0b\x32\x16.hivemind.v1.CycleStep\x12\x15\n\rfencing_token\x18\x05 \x01(\x03\"\xf4\x01\n\tCycleStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x07outcome\x18\x02 \x01(\x0e\x32\x1e.hivemind.v1.CycleStep.Outcome\x12\x0c\n\x04note\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x63ost_micros\x18\x05 \x01(\x03\"X\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x08\n\x04\x44ONE\x10\x01\x12\x0b\n\x07SKIPPED\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x11\n\rOUT_OF_BUDGET\x10\x04\"7\n\x0cPauseRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"(\n\rResumeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\"9\n\x0fRunCycleRequest\x12\r\n\x05steps\x18\x01 \x03(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"(\n\x16GetCognitiveMapRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"a\n\x0c\x43ognitiveMap\x12\"\n\x06skills\x18\x01 \x03(\x0b\x32\x12.hivemind.v1.Skill\x12-\n\x07version\x18\x02 \x01(\x0b\x32\x1c.hivemind.v1.SnapshotVersion\"\x88\x01\n\x05Skill\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01n\x18\x02 \x01(\x01\x12\x0c\n\x04mean\x18\x03 \x01(\x01\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bimproved_by\x18\x06 \x03(\t\"+\n\x18WatchCognitiveMapRequest\x12\x0f\n\x07watcher\x18\x01 \x01(\t\"C\n\x19WatchCognitiveMapResponse\x12&\n\x03map\x18\x01 \x01(\x0b\x32\x19.hivemind.v1.CognitiveMap2\x8b\x05\n\x13OrchestratorService\x12\x66\n\tGetStatus\x12\x1d.hivemind.v1.GetStatusRequest\x1a\x1f.hivemind.v1.OrchestratorStatus\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/api/orchestrator\x12g\n\x05Pause\x12\x19.hivemind.v1.PauseRequest\x1a\x1f.hivemind.v1.OrchestratorStatus\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/api/orchestrator:pause:\x01*\x12j\n\x06Resume\x12\x1a.hivemind.v1.ResumeRequest\x1a\x1f.hivemind.v1.OrchestratorStatus\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/api/orchestrator:resume:\x01*\x12`\n\x08RunCycle\x12\x1c.hivemind.v1.RunCycleRequest\x1a\x12.hivemind.v1.Cycle\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/api/orchestrator:cycle:\x01*\x12m\n\x0fGetCognitiveMap\x12#.hivemind.v1.GetCognitiveMapRequest\x1a\x19.hivemind.v1.CognitiveMap\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/api/cognitive-map\x12\x66\n\x11WatchCognitiveMap\x12%.hivemind.v1.WatchCognitiveMapRequest\x1a&.hivemind.v1.WatchCognitiveMapResponse\"\x00\x30\x01\x42\x41Z?github.com/hivemind-mesh/hivemind/gen/go/hivemind/v1;hivemindv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehivemind/v1/orchestrator.proto\x12\x0bhivemind.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18hivemind/v1/common.proto\"\x12\n\x10GetStatusRequest\"\xf4\x01\n\x12OrchestratorStatus\x12\x0e\n\x06leader\x18\x01 \x01(\t\x12\x11\n\tis_leader\x18\x02 \x01(\x08\x12\x15\n\rfencing_token\x18\x03 \x01(\x03\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\"\n\x06\x63ycles\x18\x05 \x03(\x0b\x32\x12.hivemind.v1.Cycle\x12\x33\n\x0fnext_cycle_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cpause_reason\x18\x07 \x01(\t\x12\x14\n\x0c\x63urrent_step\x18\x08 \x01(\t\x12\x0f\n\x07replica\x18\t \x01(\t\":\n\x11ListCyclesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListCyclesResponse\x12\"\n\x06\x63ycles\x18\x01 \x03(\x0b\x32\x12.hivemind.v1.Cycle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd1\x01\n\x05\x43ycle\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05steps\x18\x04 \x03(\x0b\x32\x16.hivemind.v1.CycleStep\x12\x15\n\rfencing_token\x18\x05 \x01(\x03\x12\x0e\n\x06leader\x18\x06 \x01(\t\x12\x11\n\trequested\x18\x07 \x01(\x08\"\xf4\x01\n\tCycleStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x07outcome\x18\x02 \x01(\x0e\x32\x1e.hivemind.v1.CycleStep.Outcome\x12\x0c\n\x04note\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0b\x63ost_micros\x18\x05 \x01(\x03\"X\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x08\n\x04\x44ONE\x10\x01\x12\x0b\n\x07SKIPPED\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x11\n\rOUT_OF_BUDGET\x10\x04\"7\n\x0cPauseRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"(\n\rResumeRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\"9\n\x0fRunCycleRequest\x12\r\n\x05steps\x18\x01 \x03(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"(\n\x16GetCognitiveMapRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"\x8d\x01\n\x0c\x43ognitiveMap\x12\"\n\x06skills\x18\x01 \x03(\x0b\x32\x12.hivemind.v1.Skill\x12-\n\x07version\x18\x02 \x01(\x0b\x32\x1c.hivemind.v1.SnapshotVersion\x12\x17\n\x0fledger_sequence\x18\x03 \x01(\x03\x12\x11\n\tbad_lines\x18\x04 \x01(\x03\"\x88\x01\n\x05Skill\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01n\x18\x02 \x01(\x01\x12\x0c\n\x04mean\x18\x03 \x01(\x01\x12\x12\n\nconfidence\x18\x04 \x01(\x01\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bimproved_by\x18\x06 \x03(\t\"+\n\x18WatchCognitiveMapRequest\x12\x0f\n\x07watcher\x18\x01 \x01(\t\"C\n\x19WatchCognitiveMapResponse\x12&\n\x03map\x18\x01 \x01(\x0b\x32\x19.hivemind.v1.CognitiveMap2\xfc\x05\n\x13OrchestratorService\x12\x66\n\tGetStatus\x12\x1d.hivemind.v1.GetStatusRequest\x1a\x1f.hivemind.v1.OrchestratorStatus\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/api/orchestrator\x12o\n\nListCycles\x12\x1e.hivemind.v1.ListCyclesRequest\x1a\x1f.hivemind.v1.ListCyclesResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/api/orchestrator/cycles\x12g\n\x05Pause\x12\x19.hivemind.v1.PauseRequest\x1a\x1f.hivemind.v1.OrchestratorStatus\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/api/orchestrator:pause:\x01*\x12j\n\x06Resume\x12\x1a.hivemind.v1.ResumeRequest\x1a\x1f.hivemind.v1.OrchestratorStatus\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/api/orchestrator:resume:\x01*\x12`\n\x08RunCycle\x12\x1c.hivemind.v1.RunCycleRequest\x1a\x12.hivemind.v1.Cycle\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/api/orchestrator:cycle:\x01*\x12m\n\x0fGetCognitiveMap\x12#.hivemind.v1.GetCognitiveMapRequest\x1a\x19.hivemind.v1.CognitiveMap\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/api/cognitive-map\x12\x66\n\x11WatchCognitiveMap\x12%.hivemind.v1.WatchCognitiveMapRequest\x1a&.hivemind.v1.WatchCognitiveMapResponse\"\x00\x30\x01\x42\x41Z?github.com/hivemind-mesh/hivemind/gen/go/hivemind/v1;hivemindv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z?github.com/hivemind-mesh/hivemind/gen/go/hivemind/v1;hivemindv1'
   _globals['_ORCHESTRATORSERVICE'].methods_by_name['GetStatus']._loaded_options = None
   _globals['_ORCHESTRATORSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\202\323\344\223\002\023\022\021/api/orchestrator'
+  _globals['_ORCHESTRATORSERVICE'].methods_by_name['ListCycles']._loaded_options = None
+  _globals['_ORCHESTRATORSERVICE'].methods_by_name['ListCycles']._serialized_options = b'\202\323\344\223\002\032\022\030/api/orchestrator/cycles'
   _globals['_ORCHESTRATORSERVICE'].methods_by_name['Pause']._loaded_options = None
   _globals['_ORCHESTRATORSERVICE'].methods_by_name['Pause']._serialized_options = b'\202\323\344\223\002\034\"\027/api/orchestrator:pause:\001*'
   _globals['_ORCHESTRATORSERVICE'].methods_by_name['Resume']._loaded_options = None
@@ -49,29 +51,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=168
   _globals['_GETSTATUSREQUEST']._serialized_end=186
   _globals['_ORCHESTRATORSTATUS']._serialized_start=189
-  _globals['_ORCHESTRATORSTATUS']._serialized_end=372
-  _globals['_CYCLE']._serialized_start=375
-  _globals['_CYCLE']._serialized_end=549
-  _globals['_CYCLESTEP']._serialized_start=552
-  _globals['_CYCLESTEP']._serialized_end=796
-  _globals['_CYCLESTEP_OUTCOME']._serialized_start=708
-  _globals['_CYCLESTEP_OUTCOME']._serialized_end=796
-  _globals['_PAUSEREQUEST']._serialized_start=798
-  _globals['_PAUSEREQUEST']._serialized_end=853
-  _globals['_RESUMEREQUEST']._serialized_start=855
-  _globals['_RESUMEREQUEST']._serialized_end=895
-  _globals['_RUNCYCLEREQUEST']._serialized_start=897
-  _globals['_RUNCYCLEREQUEST']._serialized_end=954
-  _globals['_GETCOGNITIVEMAPREQUEST']._serialized_start=956
-  _globals['_GETCOGNITIVEMAPREQUEST']._serialized_end=996
-  _globals['_COGNITIVEMAP']._serialized_start=998
-  _globals['_COGNITIVEMAP']._serialized_end=1095
-  _globals['_SKILL']._serialized_start=1098
-  _globals['_SKILL']._serialized_end=1234
-  _globals['_WATCHCOGNITIVEMAPREQUEST']._serialized_start=1236
-  _globals['_WATCHCOGNITIVEMAPREQUEST']._serialized_end=1279
-  _globals['_WATCHCOGNITIVEMAPRESPONSE']._serialized_start=1281
-  _globals['_WATCHCOGNITIVEMAPRESPONSE']._serialized_end=1348
-  _globals['_ORCHESTRATORSERVICE']._serialized_start=1351
-  _globals['_ORCHESTRATORSERVICE']._serialized_end=2002
+  _globals['_ORCHESTRATORSTATUS']._serialized_end=433
+  _globals['_LISTCYCLESREQUEST']._serialized_start=435
+  _globals['_LISTCYCLESREQUEST']._serialized_end=493
+  _globals['_LISTCYCLESRESPONSE']._serialized_start=495
+  _globals['_LISTCYCLESRESPONSE']._serialized_end=576
+  _globals['_CYCLE']._serialized_start=579
+  _globals['_CYCLE']._serialized_end=788
+  _globals['_CYCLESTEP']._serialized_start=791
+  _globals['_CYCLESTEP']._serialized_end=1035
+  _globals['_CYCLESTEP_OUTCOME']._serialized_start=947
+  _globals['_CYCLESTEP_OUTCOME']._serialized_end=1035
+  _globals['_PAUSEREQUEST']._serialized_start=1037
+  _globals['_PAUSEREQUEST']._serialized_end=1092
+  _globals['_RESUMEREQUEST']._serialized_start=1094
+  _globals['_RESUMEREQUEST']._serialized_end=1134
+  _globals['_RUNCYCLEREQUEST']._serialized_start=1136
+  _globals['_RUNCYCLEREQUEST']._serialized_end=1193
+  _globals['_GETCOGNITIVEMAPREQUEST']._serialized_start=1195
+  _globals['_GETCOGNITIVEMAPREQUEST']._serialized_end=1235
+  _globals['_COGNITIVEMAP']._serialized_start=1238
+  _globals['_COGNITIVEMAP']._serialized_end=1379
+  _globals['_SKILL']._serialized_start=1382
+  _globals['_SKILL']._serialized_end=1518
+  _globals['_WATCHCOGNITIVEMAPREQUEST']._serialized_start=1520
+  _globals['_WATCHCOGNITIVEMAPREQUEST']._serialized_end=1563
+  _globals['_WATCHCOGNITIVEMAPRESPONSE']._serialized_start=1565
+  _globals['_WATCHCOGNITIVEMAPRESPONSE']._serialized_end=1632
+  _globals['_ORCHESTRATORSERVICE']._serialized_start=1635
+  _globals['_ORCHESTRATORSERVICE']._serialized_end=2399
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,9 @@ class OrchestratorStatus(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     CYCLES_FIELD_NUMBER: _builtins.int
     NEXT_CYCLE_TIME_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
+    CURRENT_STEP_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     leader: _builtins.str
     """The leader's name; empty: none."""
     is_leader: _builtins.bool
@@ -59,13 +62,19 @@ class OrchestratorStatus(_message.Message):
     """The leader's fencing token."""
     paused: _builtins.bool
     """Whether the loop is paused."""
+    pause_reason: _builtins.str
+    """Why it is paused."""
+    current_step: _builtins.str
+    """The step that is under way; empty for none."""
+    replica: _builtins.str
+    """The server that answers."""
     @_builtins.property
     def cycles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cycle]:
         """The last cycles, newest first."""
 
     @_builtins.property
     def next_cycle_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next one begins."""
+        """When the next one begins; absent while nobody leads or the loop is paused."""
 
     def __init__(
         self,
@@ -76,14 +85,71 @@ class OrchestratorStatus(_message.Message):
         paused: _builtins.bool = ...,
         cycles: _abc.Iterable[Global___Cycle] | None = ...,
         next_cycle_time: _timestamp_pb2.Timestamp | None = ...,
+        pause_reason: _builtins.str = ...,
+        current_step: _builtins.str = ...,
+        replica: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["next_cycle_time", b"next_cycle_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cycles", b"cycles", "fencing_token", b"fencing_token", "is_leader", b"is_leader", "leader", b"leader", "next_cycle_time", b"next_cycle_time", "paused", b"paused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_step", b"current_step", "cycles", b"cycles", "fencing_token", b"fencing_token", "is_leader", b"is_leader", "leader", b"leader", "next_cycle_time", b"next_cycle_time", "pause_reason", b"pause_reason", "paused", b"paused", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OrchestratorStatus: _TypeAlias = OrchestratorStatus  # noqa: Y015
+
+@_typing.final
+class ListCyclesRequest(_message.Message):
+    """Asks for cycles, newest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most; 0: 50; more than 500 is taken as 500."""
+    page_token: _builtins.str
+    """Where to go on, from the answer before."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCyclesRequest: _TypeAlias = ListCyclesRequest  # noqa: Y015
+
+@_typing.final
+class ListCyclesResponse(_message.Message):
+    """A page of cycles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CYCLES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to go on; empty at the end."""
+    @_builtins.property
+    def cycles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cycle]:
+        """The cycles."""
+
+    def __init__(
+        self,
+        *,
+        cycles: _abc.Iterable[Global___Cycle] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cycles", b"cycles", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCyclesResponse: _TypeAlias = ListCyclesResponse  # noqa: Y015
 
 @_typing.final
 class Cycle(_message.Message):
@@ -96,10 +162,16 @@ class Cycle(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    REQUESTED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     fencing_token: _builtins.int
     """The token it acted under."""
+    leader: _builtins.str
+    """The server that led."""
+    requested: _builtins.bool
+    """Whether RunCycle asked for it."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -120,10 +192,12 @@ class Cycle(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         steps: _abc.Iterable[Global___CycleStep] | None = ...,
         fencing_token: _builtins.int = ...,
+        leader: _builtins.str = ...,
+        requested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "fencing_token", b"fencing_token", "id", b"id", "start_time", b"start_time", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "fencing_token", b"fencing_token", "id", b"id", "leader", b"leader", "requested", b"requested", "start_time", b"start_time", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -146,7 +220,7 @@ class CycleStep(_message.Message):
         DONE: CycleStep._Outcome.ValueType  # 1
         """It did its work."""
         SKIPPED: CycleStep._Outcome.ValueType  # 2
-        """It had nothing to do."""
+        """It had nothing to do, or what it needs is not there; the note says which."""
         FAILED: CycleStep._Outcome.ValueType  # 3
         """It failed; the others went on."""
         OUT_OF_BUDGET: CycleStep._Outcome.ValueType  # 4
@@ -160,7 +234,7 @@ class CycleStep(_message.Message):
     DONE: CycleStep.Outcome.ValueType  # 1
     """It did its work."""
     SKIPPED: CycleStep.Outcome.ValueType  # 2
-    """It had nothing to do."""
+    """It had nothing to do, or what it needs is not there; the note says which."""
     FAILED: CycleStep.Outcome.ValueType  # 3
     """It failed; the others went on."""
     OUT_OF_BUDGET: CycleStep.Outcome.ValueType  # 4
@@ -178,7 +252,7 @@ class CycleStep(_message.Message):
     note: _builtins.str
     """What it did or why it failed, in one sentence."""
     cost_micros: _builtins.int
-    """What it cost in micro-USD."""
+    """What it cost in micro-USD, by estimate where others spend it later."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How long it took."""
@@ -260,7 +334,7 @@ class RunCycleRequest(_message.Message):
     """The same key twice within 24 hours has one effect."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these steps; empty: all."""
+        """Only these steps (`platinum`, `map`, `refine`, `online`, `challengers`, `housekeeping`); empty: all."""
 
     def __init__(
         self,
@@ -306,6 +380,12 @@ class CognitiveMap(_message.Message):
 
     SKILLS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    LEDGER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    BAD_LINES_FIELD_NUMBER: _builtins.int
+    ledger_sequence: _builtins.int
+    """Every line of the platinum ledger up to this sequence is counted in."""
+    bad_lines: _builtins.int
+    """Lines of the ledger that could not be read: counted and skipped."""
     @_builtins.property
     def skills(self) -> _containers.RepeatedCompositeFieldContainer[Global___Skill]:
         """By domain."""
@@ -319,10 +399,12 @@ class CognitiveMap(_message.Message):
         *,
         skills: _abc.Iterable[Global___Skill] | None = ...,
         version: _common_pb2.SnapshotVersion | None = ...,
+        ledger_sequence: _builtins.int = ...,
+        bad_lines: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["skills", b"skills", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_lines", b"bad_lines", "ledger_sequence", b"ledger_sequence", "skills", b"skills", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,7 +412,7 @@ Global___CognitiveMap: _TypeAlias = CognitiveMap  # noqa: Y015
 
 @_typing.final
 class Skill(_message.Message):
-    """How good the mesh is in one domain."""
+    """How good the mesh is in one domain: what its own drafts are worth before a stronger model has refined them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

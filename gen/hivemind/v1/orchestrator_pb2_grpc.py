@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class OrchestratorServiceStub:
-    """Leads the background loop. Of many replicas one leads; the others wait.
+    """Leads the background loop. Of many replicas one leads; the others wait. Every replica answers every RPC: what it has to
+    tell lies in the store, and what the leader has to do it finds there.
     """
 
     def __init__(self, channel):
@@ -39,6 +40,11 @@ class OrchestratorServiceStub:
                 '/hivemind.v1.OrchestratorService/GetStatus',
                 request_serializer=hivemind_dot_v1_dot_orchestrator__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=hivemind_dot_v1_dot_orchestrator__pb2.OrchestratorStatus.FromString,
+                _registered_method=True)
+        self.ListCycles = channel.unary_unary(
+                '/hivemind.v1.OrchestratorService/ListCycles',
+                request_serializer=hivemind_dot_v1_dot_orchestrator__pb2.ListCyclesRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_orchestrator__pb2.ListCyclesResponse.FromString,
                 _registered_method=True)
         self.Pause = channel.unary_unary(
                 '/hivemind.v1.OrchestratorService/Pause',
@@ -68,7 +74,8 @@ class OrchestratorServiceStub:
 
 
 class OrchestratorServiceServicer:
-    """Leads the background loop. Of many replicas one leads; the others wait.
+    """Leads the background loop. Of many replicas one leads; the others wait. Every replica answers every RPC: what it has to
+    tell lies in the store, and what the leader has to do it finds there.
     """
 
     def GetStatus(self, request, context):
@@ -78,8 +85,15 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCycles(self, request, context):
+        """Lists cycles, newest first; the latest are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Pause(self, request, context):
-        """Pauses the loop within a second.
+        """Pauses the loop within a second: a step that is under way is cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +107,7 @@ class OrchestratorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RunCycle(self, request, context):
-        """Runs one cycle now.
+        """Runs one cycle now and answers when it has ended. Any replica takes the call; the leader runs the cycle.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +134,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=hivemind_dot_v1_dot_orchestrator__pb2.GetStatusRequest.FromString,
                     response_serializer=hivemind_dot_v1_dot_orchestrator__pb2.OrchestratorStatus.SerializeToString,
+            ),
+            'ListCycles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCycles,
+                    request_deserializer=hivemind_dot_v1_dot_orchestrator__pb2.ListCyclesRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_orchestrator__pb2.ListCyclesResponse.SerializeToString,
             ),
             'Pause': grpc.unary_unary_rpc_method_handler(
                     servicer.Pause,
@@ -155,7 +174,8 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OrchestratorService:
-    """Leads the background loop. Of many replicas one leads; the others wait.
+    """Leads the background loop. Of many replicas one leads; the others wait. Every replica answers every RPC: what it has to
+    tell lies in the store, and what the leader has to do it finds there.
     """
 
     @staticmethod
@@ -175,6 +195,33 @@ class OrchestratorService:
             '/hivemind.v1.OrchestratorService/GetStatus',
             hivemind_dot_v1_dot_orchestrator__pb2.GetStatusRequest.SerializeToString,
             hivemind_dot_v1_dot_orchestrator__pb2.OrchestratorStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCycles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.OrchestratorService/ListCycles',
+            hivemind_dot_v1_dot_orchestrator__pb2.ListCyclesRequest.SerializeToString,
+            hivemind_dot_v1_dot_orchestrator__pb2.ListCyclesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OrchestratorServiceStub:
-    """Leads the background loop. Of many replicas one leads; the others wait."""
+    """Leads the background loop. Of many replicas one leads; the others wait. Every replica answers every RPC: what it has to
+    tell lies in the store, and what the leader has to do it finds there.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,12 +37,14 @@ class OrchestratorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OrchestratorServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetStatusRequest, _orchestrator_pb2.OrchestratorStatus]
     """Says who leads, what the last cycles did and whether the loop is paused."""
+    ListCycles: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ListCyclesRequest, _orchestrator_pb2.ListCyclesResponse]
+    """Lists cycles, newest first; the latest are kept."""
     Pause: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.PauseRequest, _orchestrator_pb2.OrchestratorStatus]
-    """Pauses the loop within a second."""
+    """Pauses the loop within a second: a step that is under way is cancelled."""
     Resume: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.ResumeRequest, _orchestrator_pb2.OrchestratorStatus]
     """Lets the loop go on."""
     RunCycle: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.RunCycleRequest, _orchestrator_pb2.Cycle]
-    """Runs one cycle now."""
+    """Runs one cycle now and answers when it has ended. Any replica takes the call; the leader runs the cycle."""
     GetCognitiveMap: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.GetCognitiveMapRequest, _orchestrator_pb2.CognitiveMap]
     """Gets what the mesh is good at, by domain."""
     WatchCognitiveMap: _grpc.UnaryStreamMultiCallable[_orchestrator_pb2.WatchCognitiveMapRequest, _orchestrator_pb2.WatchCognitiveMapResponse]
@@ -48,24 +52,30 @@ class OrchestratorServiceStub:
 
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
-    """Leads the background loop. Of many replicas one leads; the others wait."""
+    """Leads the background loop. Of many replicas one leads; the others wait. Every replica answers every RPC: what it has to
+    tell lies in the store, and what the leader has to do it finds there.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetStatusRequest, _orchestrator_pb2.OrchestratorStatus]  # type: ignore[assignment]
     """Says who leads, what the last cycles did and whether the loop is paused."""
+    ListCycles: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListCyclesRequest, _orchestrator_pb2.ListCyclesResponse]  # type: ignore[assignment]
+    """Lists cycles, newest first; the latest are kept."""
     Pause: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.PauseRequest, _orchestrator_pb2.OrchestratorStatus]  # type: ignore[assignment]
-    """Pauses the loop within a second."""
+    """Pauses the loop within a second: a step that is under way is cancelled."""
     Resume: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ResumeRequest, _orchestrator_pb2.OrchestratorStatus]  # type: ignore[assignment]
     """Lets the loop go on."""
     RunCycle: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.RunCycleRequest, _orchestrator_pb2.Cycle]  # type: ignore[assignment]
-    """Runs one cycle now."""
+    """Runs one cycle now and answers when it has ended. Any replica takes the call; the leader runs the cycle."""
     GetCognitiveMap: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetCognitiveMapRequest, _orchestrator_pb2.CognitiveMap]  # type: ignore[assignment]
     """Gets what the mesh is good at, by domain."""
     WatchCognitiveMap: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.WatchCognitiveMapRequest, _orchestrator_pb2.WatchCognitiveMapResponse]  # type: ignore[assignment]
     """Sends the cognitive map at once and again with every change. For use inside the mesh."""
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Leads the background loop. Of many replicas one leads; the others wait."""
+    """Leads the background loop. Of many replicas one leads; the others wait. Every replica answers every RPC: what it has to
+    tell lies in the store, and what the leader has to do it finds there.
+    """
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -76,12 +86,20 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says who leads, what the last cycles did and whether the loop is paused."""
 
     @_abc_1.abstractmethod
+    def ListCycles(
+        self,
+        request: _orchestrator_pb2.ListCyclesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.ListCyclesResponse, _abc.Awaitable[_orchestrator_pb2.ListCyclesResponse]]:
+        """Lists cycles, newest first; the latest are kept."""
+
+    @_abc_1.abstractmethod
     def Pause(
         self,
         request: _orchestrator_pb2.PauseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.OrchestratorStatus, _abc.Awaitable[_orchestrator_pb2.OrchestratorStatus]]:
-        """Pauses the loop within a second."""
+        """Pauses the loop within a second: a step that is under way is cancelled."""
 
     @_abc_1.abstractmethod
     def Resume(
@@ -97,7 +115,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_pb2.RunCycleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_pb2.Cycle, _abc.Awaitable[_orchestrator_pb2.Cycle]]:
-        """Runs one cycle now."""
+        """Runs one cycle now and answers when it has ended. Any replica takes the call; the leader runs the cycle."""
 
     @_abc_1.abstractmethod
     def GetCognitiveMap(

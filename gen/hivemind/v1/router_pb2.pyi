@@ -962,3 +962,194 @@ class SubmitFeedbackResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitFeedbackResponse: _TypeAlias = SubmitFeedbackResponse  # noqa: Y015
+
+@_typing.final
+class NominateRequestsRequest(_message.Message):
+    """Nominates answers for refinement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """The domain that their decisions named."""
+    count: _builtins.int
+    """How many at most; more than 100 is taken as 100."""
+    value: _builtins.float
+    """How much is expected to be learnt from each, in [0,1]."""
+    fencing_token: _builtins.int
+    """The leader's token, where the loop makes the call."""
+    idempotency_key: _builtins.str
+    """The same key twice within 24 hours has one effect."""
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        count: _builtins.int = ...,
+        value: _builtins.float = ...,
+        fencing_token: _builtins.int = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "domain", b"domain", "fencing_token", b"fencing_token", "idempotency_key", b"idempotency_key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NominateRequestsRequest: _TypeAlias = NominateRequestsRequest  # noqa: Y015
+
+@_typing.final
+class NominateRequestsResponse(_message.Message):
+    """What was nominated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The completions, newest first."""
+
+    def __init__(
+        self,
+        *,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_ids", b"request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NominateRequestsResponse: _TypeAlias = NominateRequestsResponse  # noqa: Y015
+
+@_typing.final
+class ListOpinionsRequest(_message.Message):
+    """Asks for opinions, oldest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """How many at most; 0: 50; more than 500 is taken as 500."""
+    page_token: _builtins.str
+    """Where to go on: `next_page_token` of any answer before, also of one that ended the list."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOpinionsRequest: _TypeAlias = ListOpinionsRequest  # noqa: Y015
+
+@_typing.final
+class ListOpinionsResponse(_message.Message):
+    """A page of opinions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPINIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where to go on, now or later; never empty once there was an opinion."""
+    @_builtins.property
+    def opinions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Opinion]:
+        """The opinions."""
+
+    def __init__(
+        self,
+        *,
+        opinions: _abc.Iterable[Global___Opinion] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "opinions", b"opinions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOpinionsResponse: _TypeAlias = ListOpinionsResponse  # noqa: Y015
+
+@_typing.final
+class Opinion(_message.Message):
+    """What somebody thought of one answer. It holds no text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Source:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Opinion._Source.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SOURCE_UNSPECIFIED: Opinion._Source.ValueType  # 0
+        """Not said."""
+        FEEDBACK: Opinion._Source.ValueType  # 1
+        """A client, by a rating."""
+        JUDGE: Opinion._Source.ValueType  # 2
+        """The Judge, by its rubric."""
+
+    class Source(_Source, metaclass=_SourceEnumTypeWrapper):
+        """Who."""
+
+    SOURCE_UNSPECIFIED: Opinion.Source.ValueType  # 0
+    """Not said."""
+    FEEDBACK: Opinion.Source.ValueType  # 1
+    """A client, by a rating."""
+    JUDGE: Opinion.Source.ValueType  # 2
+    """The Judge, by its rubric."""
+
+    TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The completion."""
+    tenant: _builtins.str
+    """Whose it is."""
+    domain: _builtins.str
+    """The domain."""
+    source: Global___Opinion.Source.ValueType
+    """Who."""
+    alias: _builtins.str
+    """The alias that had answered."""
+    score: _builtins.float
+    """How good, in [0,1]."""
+    adapter: _builtins.str
+    """The adapter that had answered; empty: the base model."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        domain: _builtins.str = ...,
+        source: Global___Opinion.Source.ValueType = ...,
+        alias: _builtins.str = ...,
+        score: _builtins.float = ...,
+        adapter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "domain", b"domain", "request_id", b"request_id", "score", b"score", "source", b"source", "tenant", b"tenant", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Opinion: _TypeAlias = Opinion  # noqa: Y015

@@ -71,6 +71,16 @@ class RouterServiceStub:
                 request_serializer=hivemind_dot_v1_dot_router__pb2.SubmitFeedbackRequest.SerializeToString,
                 response_deserializer=hivemind_dot_v1_dot_router__pb2.SubmitFeedbackResponse.FromString,
                 _registered_method=True)
+        self.NominateRequests = channel.unary_unary(
+                '/hivemind.v1.RouterService/NominateRequests',
+                request_serializer=hivemind_dot_v1_dot_router__pb2.NominateRequestsRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_router__pb2.NominateRequestsResponse.FromString,
+                _registered_method=True)
+        self.ListOpinions = channel.unary_unary(
+                '/hivemind.v1.RouterService/ListOpinions',
+                request_serializer=hivemind_dot_v1_dot_router__pb2.ListOpinionsRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_router__pb2.ListOpinionsResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -127,6 +137,21 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NominateRequests(self, request, context):
+        """Nominates recent answers of a domain for refinement, newest first: of tenants that consent, each once. For use inside
+        the mesh.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOpinions(self, request, context):
+        """Lists what clients and the Judge thought of answers, oldest first. For use inside the mesh.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +189,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.SubmitFeedback,
                     request_deserializer=hivemind_dot_v1_dot_router__pb2.SubmitFeedbackRequest.FromString,
                     response_serializer=hivemind_dot_v1_dot_router__pb2.SubmitFeedbackResponse.SerializeToString,
+            ),
+            'NominateRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.NominateRequests,
+                    request_deserializer=hivemind_dot_v1_dot_router__pb2.NominateRequestsRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_router__pb2.NominateRequestsResponse.SerializeToString,
+            ),
+            'ListOpinions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOpinions,
+                    request_deserializer=hivemind_dot_v1_dot_router__pb2.ListOpinionsRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_router__pb2.ListOpinionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -357,6 +392,60 @@ class RouterService:
             '/hivemind.v1.RouterService/SubmitFeedback',
             hivemind_dot_v1_dot_router__pb2.SubmitFeedbackRequest.SerializeToString,
             hivemind_dot_v1_dot_router__pb2.SubmitFeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NominateRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.RouterService/NominateRequests',
+            hivemind_dot_v1_dot_router__pb2.NominateRequestsRequest.SerializeToString,
+            hivemind_dot_v1_dot_router__pb2.NominateRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOpinions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.RouterService/ListOpinions',
+            hivemind_dot_v1_dot_router__pb2.ListOpinionsRequest.SerializeToString,
+            hivemind_dot_v1_dot_router__pb2.ListOpinionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,12 @@ class RouterServiceStub:
     """Lists records, newest first."""
     SubmitFeedback: _grpc.UnaryUnaryMultiCallable[_router_pb2.SubmitFeedbackRequest, _router_pb2.SubmitFeedbackResponse]
     """Takes a client's opinion of an answer: a rating, a preference or the right answer."""
+    NominateRequests: _grpc.UnaryUnaryMultiCallable[_router_pb2.NominateRequestsRequest, _router_pb2.NominateRequestsResponse]
+    """Nominates recent answers of a domain for refinement, newest first: of tenants that consent, each once. For use inside
+    the mesh.
+    """
+    ListOpinions: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListOpinionsRequest, _router_pb2.ListOpinionsResponse]
+    """Lists what clients and the Judge thought of answers, oldest first. For use inside the mesh."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -71,6 +77,12 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Lists records, newest first."""
     SubmitFeedback: _aio.UnaryUnaryMultiCallable[_router_pb2.SubmitFeedbackRequest, _router_pb2.SubmitFeedbackResponse]  # type: ignore[assignment]
     """Takes a client's opinion of an answer: a rating, a preference or the right answer."""
+    NominateRequests: _aio.UnaryUnaryMultiCallable[_router_pb2.NominateRequestsRequest, _router_pb2.NominateRequestsResponse]  # type: ignore[assignment]
+    """Nominates recent answers of a domain for refinement, newest first: of tenants that consent, each once. For use inside
+    the mesh.
+    """
+    ListOpinions: _aio.UnaryUnaryMultiCallable[_router_pb2.ListOpinionsRequest, _router_pb2.ListOpinionsResponse]  # type: ignore[assignment]
+    """Lists what clients and the Judge thought of answers, oldest first. For use inside the mesh."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers each request with the cheapest model and strategy that is good enough, and remembers why. The OpenAI-compatible
@@ -132,5 +144,23 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.SubmitFeedbackResponse, _abc.Awaitable[_router_pb2.SubmitFeedbackResponse]]:
         """Takes a client's opinion of an answer: a rating, a preference or the right answer."""
+
+    @_abc_1.abstractmethod
+    def NominateRequests(
+        self,
+        request: _router_pb2.NominateRequestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.NominateRequestsResponse, _abc.Awaitable[_router_pb2.NominateRequestsResponse]]:
+        """Nominates recent answers of a domain for refinement, newest first: of tenants that consent, each once. For use inside
+        the mesh.
+        """
+
+    @_abc_1.abstractmethod
+    def ListOpinions(
+        self,
+        request: _router_pb2.ListOpinionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListOpinionsResponse, _abc.Awaitable[_router_pb2.ListOpinionsResponse]]:
+        """Lists what clients and the Judge thought of answers, oldest first. For use inside the mesh."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,93 @@
+"""The AdapterRegistry as the loop sees it."""
+
+from collections.abc import Awaitable, Sequence
+from typing import Final, TypedDict, TypeVar
+
+import grpc
+
+from hivemind.servers.common.channels import peer_metadata
+from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.orchestrator.ports import AdapterInfo, Promotion, RoleState
+from hivemind.v1 import adapter_registry_pb2 as pb
+from hivemind.v1 import adapter_registry_pb2_grpc as rpc
+
+RPC_TIMEOUT_S: Final = 5.0
+_NEWEST: Final = 20
+_EVENTS: Final = 100
+
+T = TypeVar("T")
+
+
+class _Options(TypedDict):
+    timeout: float
+    metadata: tuple[tuple[str, str], ...]
+
+
+class RegistryClient:
+    """Implements ports.Registry."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, api_key: str | None) -> None:
+        self._stub, self._api_key = rpc.AdapterRegistryServiceStub(channel), api_key
+
+    async def roles(self) -> Sequence[RoleState]:
+        """See ports.Registry."""
+        state = await _told(self._stub.GetState(pb.GetStateRequest(), **self._options()))
+        return [RoleState(r.role, r.champion, r.etag, tuple(c.adapter_id for c in r.challenges)) for r in state.roles]
+
+    async def adapter(self, adapter_id: str) -> AdapterInfo:
+        """See ports.Registry."""
+        return _adapter(await _told(self._stub.GetAdapter(pb.GetAdapterRequest(id=adapter_id), **self._options())))
+
+    async def newest(self, role: str) -> Sequence[AdapterInfo]:
+        """See ports.Registry."""
+        request = pb.ListAdaptersRequest(role=role, page_size=_NEWEST)
+        answer = await _told(self._stub.ListAdapters(request, **self._options()))
+        return [_adapter(a) for a in answer.adapters]
+
+    async def promotions(self, role: str) -> Sequence[float]:
+        """See ports.Registry."""
+        request = pb.ListEventsRequest(role=role, page_size=_EVENTS)
+        answer = await _told(self._stub.ListEvents(request, **self._options()))
+        return [e.time.ToNanoseconds() / 1e9 for e in answer.events if e.kind == pb.AdapterEvent.PROMOTED]
+
+    async def preview(self, role: str, adapter_id: str) -> Promotion:
+        """See ports.Registry."""
+        request = pb.PreviewPromotionRequest(role=role, adapter_id=adapter_id)
+        found = await _told(self._stub.PreviewPromotion(request, **self._options()))
+        verdict = pb.PreviewPromotionResponse.Verdict.Name(found.verdict)
+        return Promotion(found.adapter_id, verdict, found.reason, found.preview_hash, found.expected_champion)
+
+    async def shadow(self, state: RoleState, adapter_id: str, *, token: int) -> None:
+        """See ports.Registry."""
+        request = pb.SetTrafficRequest(
+            role=state.role, adapter_id=adapter_id, shadow=True, etag=state.etag, fencing_token=token,
+            idempotency_key=f"shadow-{token}-{adapter_id}",
+        )  # fmt: skip
+        await _told(self._stub.SetTraffic(request, **self._options()))
+
+    async def promote(self, role: str, promotion: Promotion, *, token: int) -> None:
+        """See ports.Registry."""
+        request = pb.PromoteAdapterRequest(
+            role=role, adapter_id=promotion.adapter, preview_hash=promotion.preview_hash,
+            expected_champion=promotion.expected_champion, fencing_token=token,
+            reason=f"automatic: {promotion.reason}", idempotency_key=f"promote-{token}-{promotion.preview_hash}",
+        )  # fmt: skip
+        await _told(self._stub.PromoteAdapter(request, **self._options()))
+
+    def _options(self) -> _Options:
+        return {"timeout": RPC_TIMEOUT_S, "metadata": peer_metadata(self._api_key)}
+
+
+async def _told(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise told_by_peer(error, "the AdapterRegistry") from error
+
+
+def _adapter(message: pb.Adapter) -> AdapterInfo:
+    return AdapterInfo(
+        id=message.id, state=pb.Adapter.State.Name(message.state), evaluation=tuple(message.evaluation.items()),
+        first_sequence=message.first_sequence, last_sequence=message.last_sequence,
+        created=message.create_time.ToNanoseconds() / 1e9,
+    )  # fmt: skip
