@@ -135,15 +135,19 @@ def test_an_answer_that_was_rated_bad_waits_while_refinement_is_off_and_is_refin
         client.post("/api/config/governor", json={"enabled": False}).raise_for_status()
         until(lambda: "degraded" in refused(client), within_s=2, what="refinement is off")
         before = int(client.get("/api/platinum:stats").json()["queued"])
-        request_id = asked(client, "/v1/chat/completions")["request_id"]
+        # a conversation that nobody has asked before: the queue takes each once
+        fresh = [{"role": "user", "content": "What is the capital of France, and of Italy?"}]
+        request_id = asked(client, "/v1/chat/completions", messages=fresh)["request_id"]
         client.post("/api/feedback", json={"request_id": request_id, "rating": -1}).raise_for_status()
 
         def queued() -> bool:
             return int(client.get("/api/platinum:stats").json()["queued"]) > before
 
-        until(queued, within_s=15, what="the candidate waits")
-        assert example_of(client, request_id) is None
-        client.post("/api/config/governor", json={"enabled": True}).raise_for_status()
+        try:
+            until(queued, within_s=15, what="the candidate waits")
+            assert example_of(client, request_id) is None
+        finally:
+            client.post("/api/config/governor", json={"enabled": True}).raise_for_status()
         until(lambda: example_of(client, request_id) is not None, within_s=30, what="it is refined")
         example = example_of(client, request_id)
 

@@ -23,7 +23,7 @@ def facts(mesh: RunningMesh) -> str:
     (mesh.home / "cache").mkdir(exist_ok=True)
     (mesh.home / "cache" / "base").symlink_to(CONVERTED / "cache" / "base")
     folder = mesh.home / "incoming"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     taught, _ = write_facts(folder, 4, seed=1)
     return str(Path(taught).relative_to(mesh.home))
 
