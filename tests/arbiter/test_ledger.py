@@ -349,7 +349,7 @@ def edited(path: Path, number: int, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda line: line.replace(b"100", b"999"), "was changed"),
+        (lambda line: line.replace(b"boils at 100", b"boils at 999"), "was changed"),
         (lambda line: b"not json at all\n", "is not JSON"),
         (lambda line: b"\xff\xfe\x00\n", "is not JSON"),
         (lambda line: b"[1, 2]\n", "is not an object"),
