@@ -54,7 +54,7 @@ def test_an_order_becomes_an_adapter_of_its_role(mesh: RunningMesh, client: http
     calm = {"adapter_id": final["adapter_id"], "traffic": 0}
     assert client.post("/api/adapters/traffic/implementer", json=calm).status_code == 200
     assert client.post("/api/train", json=order, timeout=60).json()["job"]["id"] == job["id"]
-    assert [j["id"] for j in client.get("/api/train").json()["jobs"]] == [job["id"]]
+    assert job["id"] in [j["id"] for j in client.get("/api/train").json()["jobs"]]
 
 
 def test_a_bad_order_is_a_400_that_names_the_field(client: httpx.Client) -> None:
