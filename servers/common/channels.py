@@ -1,8 +1,19 @@
 """gRPC channels to peers of the mesh."""
 
+import asyncio
+from collections.abc import AsyncIterable, Callable
+from typing import Final, TypeVar
+
 import grpc
+import structlog
 
 from hivemind.servers.common.context import current_call
+
+_log = structlog.get_logger()
+
+_RECONNECT_S: Final = 0.5
+
+T = TypeVar("T")
 
 _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),  # with the defaults a restart of a peer fails half of the calls
@@ -33,3 +44,24 @@ def peer_metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
         if call.traceparent:
             pairs.append(("traceparent", call.traceparent))
     return tuple(pairs)
+
+
+async def follow(
+    peer: str, watch: Callable[[], AsyncIterable[T]], take: Callable[[T], None], lost: Callable[[], None] = lambda: None
+) -> None:
+    """Takes what a peer tells in a Watch stream, for ever. One that ends is opened again; its last word holds.
+
+    `lost` is called whenever it ends; the log tells of the first time only (`<peer>_lost`).
+    """
+    silent = False
+    while True:
+        try:
+            async for message in watch():
+                take(message)
+                silent = False
+        except grpc.aio.AioRpcError as error:
+            if not silent:
+                _log.warning(f"{peer}_lost", code=error.code().name)
+            silent = True
+        lost()
+        await asyncio.sleep(_RECONNECT_S)

@@ -1,13 +1,12 @@
 """The Governor as other servers see it: a snapshot pushed by WatchConfig, and reservations by RPC."""
 
-import asyncio
 import socket
 from typing import Final, Protocol
 
 import grpc
 import structlog
 
-from hivemind.servers.common.channels import peer_metadata
+from hivemind.servers.common.channels import follow, peer_metadata
 from hivemind.servers.common.spend import ReservationGrant, Settlement
 from hivemind.servers.common.status import told_by_peer
 from hivemind.v1 import common_pb2, governor_pb2, governor_pb2_grpc
@@ -16,7 +15,6 @@ _log = structlog.get_logger()
 
 RPC_TIMEOUT_S: Final = 2.0
 RESERVATION_TTL_S: Final = 60
-_RECONNECT_S: Final = 0.5
 
 
 class Follower(Protocol):
@@ -92,19 +90,13 @@ class GovernorClient:
 
     async def watch(self) -> None:
         """Follows the configuration for ever; a lost stream is opened again, the last word holds meanwhile."""
-        lost = False
-        while True:
-            try:
-                request = governor_pb2.WatchConfigRequest(watcher=self._server)
-                async for message in self._stub.WatchConfig(request, metadata=self._metadata(), wait_for_ready=True):
-                    self._follower.take(message)
-                    lost = False
-            except grpc.aio.AioRpcError as error:
-                if not lost:
-                    _log.warning("governor_lost", code=error.code().name)
-                lost = True
-            self._follower.lost()
-            await asyncio.sleep(_RECONNECT_S)
+        request = governor_pb2.WatchConfigRequest(watcher=self._server)
+        await follow(
+            "governor",
+            lambda: self._stub.WatchConfig(request, metadata=self._metadata(), wait_for_ready=True),
+            self._follower.take,
+            self._follower.lost,
+        )
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return peer_metadata(self._api_key)

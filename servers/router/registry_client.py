@@ -1,6 +1,5 @@
 """The AdapterRegistry as the Router sees it: the state of all roles, pushed by WatchState, and evidence by RPC."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,7 +8,7 @@ import orjson
 import structlog
 
 from hivemind.servers.common.assignment import Split
-from hivemind.servers.common.channels import peer_metadata
+from hivemind.servers.common.channels import follow, peer_metadata
 from hivemind.servers.common.status import told_by_peer
 from hivemind.servers.router.adapters import AdapterBook, RoleAdapters
 from hivemind.servers.router.outbox import Letter
@@ -19,7 +18,6 @@ from hivemind.v1 import adapter_registry_pb2, adapter_registry_pb2_grpc
 _log = structlog.get_logger()
 
 RPC_TIMEOUT_S: Final = 5.0
-_RECONNECT_S: Final = 0.5
 
 
 class RegistryClient:
@@ -31,19 +29,12 @@ class RegistryClient:
 
     async def watch(self) -> None:
         """Follows the state for ever; a lost stream is opened again, the last word holds meanwhile."""
-        lost = False
-        while True:
-            try:
-                request = adapter_registry_pb2.WatchStateRequest(watcher="router")
-                stream = self._stub.WatchState(request, metadata=peer_metadata(self._api_key), wait_for_ready=True)
-                async for message in stream:
-                    self._book.replace({role.role: _adapters(role) for role in message.state.roles})
-                    lost = False
-            except grpc.aio.AioRpcError as error:
-                if not lost:
-                    _log.warning("registry_lost", code=error.code().name)
-                lost = True
-            await asyncio.sleep(_RECONNECT_S)
+        request = adapter_registry_pb2.WatchStateRequest(watcher="router")
+        await follow(
+            "registry",
+            lambda: self._stub.WatchState(request, metadata=peer_metadata(self._api_key), wait_for_ready=True),
+            lambda message: self._book.replace({role.role: _adapters(role) for role in message.state.roles}),
+        )
 
     async def deliver(self, letters: Sequence[Letter]) -> None:
         """Hands outcomes over, at least once: the registry counts each once. MeshError if it cannot take them."""
