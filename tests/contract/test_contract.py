@@ -69,6 +69,10 @@ RULES = {
     "TrainerService.CancelJob": "post /api/train/{id}:cancel",
     "TrainerService.WatchJob": "get /api/train/{id}:watch",
     "TrainerService.SubmitExamples": "post /api/train/examples",
+    "TrainerService.GetLearner": "get /api/learner",
+    "TrainerService.PauseLearner": "post /api/learner:pause",
+    "TrainerService.ResumeLearner": "post /api/learner:resume",
+    "TrainerService.DrainLearner": "post /api/learner:drain",
     "OrchestratorService.GetStatus": "get /api/orchestrator",
     "OrchestratorService.ListCycles": "get /api/orchestrator/cycles",
     "OrchestratorService.Pause": "post /api/orchestrator:pause",
@@ -78,7 +82,13 @@ RULES = {
     "OrchestratorService.WatchCognitiveMap": "",
 }
 
-NOT_BUILT = {"TrainerService.SubmitExamples"}
+NOT_BUILT = {
+    "TrainerService.SubmitExamples",
+    "TrainerService.GetLearner",
+    "TrainerService.PauseLearner",
+    "TrainerService.ResumeLearner",
+    "TrainerService.DrainLearner",
+}
 """RPCs that answer UNIMPLEMENTED. Names are only ever taken away from it."""
 
 BASES = {

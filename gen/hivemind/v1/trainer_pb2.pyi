@@ -722,3 +722,254 @@ class SubmitExamplesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitExamplesResponse: _TypeAlias = SubmitExamplesResponse  # noqa: Y015
+
+@_typing.final
+class OnlineLearner(_message.Message):
+    """An online learner: the process that learns from single examples for one role."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[OnlineLearner._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: OnlineLearner._State.ValueType  # 0
+        """Not said."""
+        UNAVAILABLE: OnlineLearner._State.ValueType  # 1
+        """There is none, or it starts; `note` says why."""
+        WAITING: OnlineLearner._State.ValueType  # 2
+        """Waits for examples."""
+        LEARNING: OnlineLearner._State.ValueType  # 3
+        """Learns."""
+        CHECKING: OnlineLearner._State.ValueType  # 4
+        """Holds what it has learnt against the gate."""
+        PAUSED: OnlineLearner._State.ValueType  # 5
+        """Paused."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """What it does."""
+
+    STATE_UNSPECIFIED: OnlineLearner.State.ValueType  # 0
+    """Not said."""
+    UNAVAILABLE: OnlineLearner.State.ValueType  # 1
+    """There is none, or it starts; `note` says why."""
+    WAITING: OnlineLearner.State.ValueType  # 2
+    """Waits for examples."""
+    LEARNING: OnlineLearner.State.ValueType  # 3
+    """Learns."""
+    CHECKING: OnlineLearner.State.ValueType  # 4
+    """Holds what it has learnt against the gate."""
+    PAUSED: OnlineLearner.State.ValueType  # 5
+    """Paused."""
+
+    @_typing.final
+    class EvaluationEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    LEARNT_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    PUBLISHED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ADAPTER_ID_FIELD_NUMBER: _builtins.int
+    BATCH_CLOSE_TIME_FIELD_NUMBER: _builtins.int
+    PUBLISH_TIME_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """The adapter role."""
+    state: Global___OnlineLearner.State.ValueType
+    """What it does."""
+    note: _builtins.str
+    """Why it is in this state, or what the gate said last."""
+    waiting: _builtins.int
+    """Examples that were taken and not learnt yet."""
+    learnt: _builtins.int
+    """Examples that were learnt."""
+    held_out: _builtins.int
+    """Examples kept back for the gate."""
+    batches: _builtins.int
+    """Batches closed so far."""
+    published: _builtins.int
+    """Publications so far."""
+    refused: _builtins.int
+    """Times that the gate refused what was learnt."""
+    steps: _builtins.int
+    """Optimizer steps so far."""
+    cpu_seconds: _builtins.float
+    """CPU time of learning and checking so far, in seconds."""
+    last_sequence: _builtins.int
+    """The last platinum sequence that was learnt; 0: none."""
+    adapter_id: _builtins.str
+    """The adapter published last; empty: none."""
+    @_builtins.property
+    def batch_close_time(self) -> _timestamp_pb2.Timestamp:
+        """When the batch that this adapter answers to was closed."""
+
+    @_builtins.property
+    def publish_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was published."""
+
+    @_builtins.property
+    def evaluation(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the gate measured last: name to value."""
+
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        state: Global___OnlineLearner.State.ValueType = ...,
+        note: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        learnt: _builtins.int = ...,
+        held_out: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        published: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        cpu_seconds: _builtins.float = ...,
+        last_sequence: _builtins.int = ...,
+        adapter_id: _builtins.str = ...,
+        batch_close_time: _timestamp_pb2.Timestamp | None = ...,
+        publish_time: _timestamp_pb2.Timestamp | None = ...,
+        evaluation: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_close_time", b"batch_close_time", "publish_time", b"publish_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "batch_close_time", b"batch_close_time", "batches", b"batches", "cpu_seconds", b"cpu_seconds", "evaluation", b"evaluation", "held_out", b"held_out", "last_sequence", b"last_sequence", "learnt", b"learnt", "note", b"note", "publish_time", b"publish_time", "published", b"published", "refused", b"refused", "role", b"role", "state", b"state", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OnlineLearner: _TypeAlias = OnlineLearner  # noqa: Y015
+
+@_typing.final
+class GetLearnerRequest(_message.Message):
+    """Asks for a learner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """The adapter role; empty: `implementer`."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLearnerRequest: _TypeAlias = GetLearnerRequest  # noqa: Y015
+
+@_typing.final
+class PauseLearnerRequest(_message.Message):
+    """Pauses a learner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """The adapter role; empty: `implementer`."""
+    reason: _builtins.str
+    """Why, for those who look."""
+    idempotency_key: _builtins.str
+    """The same key twice within 24 hours has one effect."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "reason", b"reason", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseLearnerRequest: _TypeAlias = PauseLearnerRequest  # noqa: Y015
+
+@_typing.final
+class ResumeLearnerRequest(_message.Message):
+    """Lets a learner go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """The adapter role; empty: `implementer`."""
+    idempotency_key: _builtins.str
+    """The same key twice within 24 hours has one effect."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeLearnerRequest: _TypeAlias = ResumeLearnerRequest  # noqa: Y015
+
+@_typing.final
+class DrainLearnerRequest(_message.Message):
+    """Has what waits learnt now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """The adapter role; empty: `implementer`."""
+    idempotency_key: _builtins.str
+    """The same key twice within 24 hours has one effect."""
+    fencing_token: _builtins.int
+    """The leader's token, where the loop makes the call."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        fencing_token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "idempotency_key", b"idempotency_key", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainLearnerRequest: _TypeAlias = DrainLearnerRequest  # noqa: Y015

@@ -65,6 +65,26 @@ class TrainerServiceStub:
                 request_serializer=hivemind_dot_v1_dot_trainer__pb2.SubmitExamplesRequest.SerializeToString,
                 response_deserializer=hivemind_dot_v1_dot_trainer__pb2.SubmitExamplesResponse.FromString,
                 _registered_method=True)
+        self.GetLearner = channel.unary_unary(
+                '/hivemind.v1.TrainerService/GetLearner',
+                request_serializer=hivemind_dot_v1_dot_trainer__pb2.GetLearnerRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.FromString,
+                _registered_method=True)
+        self.PauseLearner = channel.unary_unary(
+                '/hivemind.v1.TrainerService/PauseLearner',
+                request_serializer=hivemind_dot_v1_dot_trainer__pb2.PauseLearnerRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.FromString,
+                _registered_method=True)
+        self.ResumeLearner = channel.unary_unary(
+                '/hivemind.v1.TrainerService/ResumeLearner',
+                request_serializer=hivemind_dot_v1_dot_trainer__pb2.ResumeLearnerRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.FromString,
+                _registered_method=True)
+        self.DrainLearner = channel.unary_unary(
+                '/hivemind.v1.TrainerService/DrainLearner',
+                request_serializer=hivemind_dot_v1_dot_trainer__pb2.DrainLearnerRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -113,6 +133,34 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLearner(self, request, context):
+        """Says where the online learner of a role stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseLearner(self, request, context):
+        """Stops learning within a step. Examples are still taken and wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeLearner(self, request, context):
+        """Lets the learner go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainLearner(self, request, context):
+        """Closes the open batch, so that what waits is learnt and, if it passes the gate, published now. Answers at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +193,26 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.SubmitExamples,
                     request_deserializer=hivemind_dot_v1_dot_trainer__pb2.SubmitExamplesRequest.FromString,
                     response_serializer=hivemind_dot_v1_dot_trainer__pb2.SubmitExamplesResponse.SerializeToString,
+            ),
+            'GetLearner': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLearner,
+                    request_deserializer=hivemind_dot_v1_dot_trainer__pb2.GetLearnerRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.SerializeToString,
+            ),
+            'PauseLearner': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseLearner,
+                    request_deserializer=hivemind_dot_v1_dot_trainer__pb2.PauseLearnerRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.SerializeToString,
+            ),
+            'ResumeLearner': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeLearner,
+                    request_deserializer=hivemind_dot_v1_dot_trainer__pb2.ResumeLearnerRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.SerializeToString,
+            ),
+            'DrainLearner': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainLearner,
+                    request_deserializer=hivemind_dot_v1_dot_trainer__pb2.DrainLearnerRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +378,114 @@ class TrainerService:
             '/hivemind.v1.TrainerService/SubmitExamples',
             hivemind_dot_v1_dot_trainer__pb2.SubmitExamplesRequest.SerializeToString,
             hivemind_dot_v1_dot_trainer__pb2.SubmitExamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLearner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.TrainerService/GetLearner',
+            hivemind_dot_v1_dot_trainer__pb2.GetLearnerRequest.SerializeToString,
+            hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseLearner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.TrainerService/PauseLearner',
+            hivemind_dot_v1_dot_trainer__pb2.PauseLearnerRequest.SerializeToString,
+            hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeLearner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.TrainerService/ResumeLearner',
+            hivemind_dot_v1_dot_trainer__pb2.ResumeLearnerRequest.SerializeToString,
+            hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainLearner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hivemind.v1.TrainerService/DrainLearner',
+            hivemind_dot_v1_dot_trainer__pb2.DrainLearnerRequest.SerializeToString,
+            hivemind_dot_v1_dot_trainer__pb2.OnlineLearner.FromString,
             options,
             channel_credentials,
             insecure,

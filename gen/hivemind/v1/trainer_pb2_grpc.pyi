@@ -45,6 +45,14 @@ class TrainerServiceStub:
     """Sends the progress of a job. A stream without a `final` message is broken."""
     SubmitExamples: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.SubmitExamplesRequest, _trainer_pb2.SubmitExamplesResponse]
     """Feeds the online learner."""
+    GetLearner: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetLearnerRequest, _trainer_pb2.OnlineLearner]
+    """Says where the online learner of a role stands."""
+    PauseLearner: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.PauseLearnerRequest, _trainer_pb2.OnlineLearner]
+    """Stops learning within a step. Examples are still taken and wait."""
+    ResumeLearner: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeLearnerRequest, _trainer_pb2.OnlineLearner]
+    """Lets the learner go on."""
+    DrainLearner: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.DrainLearnerRequest, _trainer_pb2.OnlineLearner]
+    """Closes the open batch, so that what waits is learnt and, if it passes the gate, published now. Answers at once."""
 
 @_typing.type_check_only
 class TrainerServiceAsyncStub(TrainerServiceStub):
@@ -63,6 +71,14 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Sends the progress of a job. A stream without a `final` message is broken."""
     SubmitExamples: _aio.UnaryUnaryMultiCallable[_trainer_pb2.SubmitExamplesRequest, _trainer_pb2.SubmitExamplesResponse]  # type: ignore[assignment]
     """Feeds the online learner."""
+    GetLearner: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetLearnerRequest, _trainer_pb2.OnlineLearner]  # type: ignore[assignment]
+    """Says where the online learner of a role stands."""
+    PauseLearner: _aio.UnaryUnaryMultiCallable[_trainer_pb2.PauseLearnerRequest, _trainer_pb2.OnlineLearner]  # type: ignore[assignment]
+    """Stops learning within a step. Examples are still taken and wait."""
+    ResumeLearner: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeLearnerRequest, _trainer_pb2.OnlineLearner]  # type: ignore[assignment]
+    """Lets the learner go on."""
+    DrainLearner: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DrainLearnerRequest, _trainer_pb2.OnlineLearner]  # type: ignore[assignment]
+    """Closes the open batch, so that what waits is learnt and, if it passes the gate, published now. Answers at once."""
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs training jobs and the online learner."""
@@ -114,5 +130,37 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.SubmitExamplesResponse, _abc.Awaitable[_trainer_pb2.SubmitExamplesResponse]]:
         """Feeds the online learner."""
+
+    @_abc_1.abstractmethod
+    def GetLearner(
+        self,
+        request: _trainer_pb2.GetLearnerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.OnlineLearner, _abc.Awaitable[_trainer_pb2.OnlineLearner]]:
+        """Says where the online learner of a role stands."""
+
+    @_abc_1.abstractmethod
+    def PauseLearner(
+        self,
+        request: _trainer_pb2.PauseLearnerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.OnlineLearner, _abc.Awaitable[_trainer_pb2.OnlineLearner]]:
+        """Stops learning within a step. Examples are still taken and wait."""
+
+    @_abc_1.abstractmethod
+    def ResumeLearner(
+        self,
+        request: _trainer_pb2.ResumeLearnerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.OnlineLearner, _abc.Awaitable[_trainer_pb2.OnlineLearner]]:
+        """Lets the learner go on."""
+
+    @_abc_1.abstractmethod
+    def DrainLearner(
+        self,
+        request: _trainer_pb2.DrainLearnerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.OnlineLearner, _abc.Awaitable[_trainer_pb2.OnlineLearner]]:
+        """Closes the open batch, so that what waits is learnt and, if it passes the gate, published now. Answers at once."""
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
