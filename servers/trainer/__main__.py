@@ -17,8 +17,11 @@ from hivemind.servers.trainer.admission import Admissions
 from hivemind.servers.trainer.conductor import Conductor, Pace, Workshop
 from hivemind.servers.trainer.executor_local import LocalExecutor, Machine
 from hivemind.servers.trainer.jobs import Patience
+from hivemind.servers.trainer.learner import LearnerDesk, Limits
+from hivemind.servers.trainer.learner_store import RedisLearners
+from hivemind.servers.trainer.lesson import Entry
 from hivemind.servers.trainer.metrics import TrainerMetrics
-from hivemind.servers.trainer.order import CPU, GPU, Lane
+from hivemind.servers.trainer.order import CPU, DEFAULT_ROLE, GPU, Lane
 from hivemind.servers.trainer.registry_client import RegistryClient
 from hivemind.servers.trainer.runs import Folders, LocalRuns
 from hivemind.servers.trainer.service import TrainerService
@@ -60,7 +63,9 @@ def build(settings: TrainerSettings, *, job: Sequence[str] = JOB, check: Sequenc
     admissions = Admissions(
         store, runs, conductor, poll_s=settings.train_poll_s, patience_s=settings.train_watch_patience_s
     )
-    service = TrainerService(admissions, store)  # type: ignore[abstract]  # SubmitExamples is not built yet
+    learners = RedisLearners(redis, _learner_limits(settings))
+    desk = LearnerDesk(learners, (DEFAULT_ROLE,), lambda: Entry(settings.learn_max_example_bytes, frozenset(refused())))
+    service = TrainerService(admissions, store, desk)
 
     async def stop() -> None:
         await channel.close()
@@ -93,6 +98,11 @@ class _RefusedTenants:
 
     def _take(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
+
+
+def _learner_limits(settings: TrainerSettings) -> Limits:
+    of_tenant = max(1, round(settings.learn_inbox * settings.learn_inbox_share))
+    return Limits(settings.learn_inbox, of_tenant)
 
 
 def _machine(settings: TrainerSettings) -> Machine:

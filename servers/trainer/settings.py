@@ -38,3 +38,10 @@ class TrainerSettings(ServerSettings):
     train_niceness: int = Field(default=10, ge=0, le=19)
     train_cpu_price_per_hour_micros: int = Field(default=0, ge=0)
     train_gpu_price_per_hour_micros: int = Field(default=0, ge=0)
+    learn: bool = True
+    """Whether this Trainer runs the online learner; examples are taken in any case."""
+    learn_inbox: int = Field(default=10_000, gt=0)
+    """Most examples that wait for the online learner."""
+    learn_inbox_share: float = Field(default=0.5, gt=0, le=1)
+    """The share of them that may be one tenant's."""
+    learn_max_example_bytes: int = Field(default=16_384, gt=0)
