@@ -17,7 +17,7 @@ from hivemind.servers.orchestrator.rebuilding import Rebuild
 
 _log = structlog.get_logger()
 
-HELD_OUT_NAMES: Final = ("heldout_exact", "candidate_heldout_accuracy")
+HELD_OUT_NAMES: Final = ("held_out_exact", "candidate_heldout_accuracy")
 """Figures of an adapter's evaluation that are a score in [0,1] on held-out questions; the first one there counts."""
 _PAGES_MAX: Final = 100
 
