@@ -29,6 +29,7 @@ class ScriptedTrainer(rpc.TrainerServiceServicer):
     refuses: dict[int, str] = field(default_factory=dict)
     answers: asyncio.Event = field(default_factory=asyncio.Event)
     learner: pb.OnlineLearner = field(default_factory=lambda: pb.OnlineLearner(state=pb.OnlineLearner.WAITING))
+    learner_asked: int = 0
     drained: list[pb.DrainLearnerRequest] = field(default_factory=list)
     jobs: list[pb.TrainingJob] = field(default_factory=list)
     ordered: list[pb.StartTrainingRequest] = field(default_factory=list)
@@ -58,6 +59,7 @@ class ScriptedTrainer(rpc.TrainerServiceServicer):
         return answer
 
     async def GetLearner(self, request: pb.GetLearnerRequest, context: Any) -> pb.OnlineLearner:
+        self.learner_asked += 1
         return self.learner
 
     async def DrainLearner(self, request: pb.DrainLearnerRequest, context: Any) -> pb.OnlineLearner:

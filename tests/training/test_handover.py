@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from hivemind.servers.arbiter.example import Turn
 from hivemind.servers.arbiter.groups_redis import RedisGroups
 from hivemind.servers.common.channels import peer_channel
 from hivemind.servers.common.errors import MeshError
@@ -25,10 +26,13 @@ from hivemind.servers.common.tasks import end_tasks
 from hivemind.training.handover import BackOff, Handover, HandoverMetrics
 from hivemind.training.lorax_peers import LearnerClient, PlatinumClient
 from hivemind.v1 import arbiter_pb2 as pb
+from hivemind.v1 import trainer_pb2
 from tests.arbiter.examples import example
 from tests.arbiter.rig import Rig, arbiter, eventually
 from tests.support.redis_process import RedisProcess
 from tests.support.scripted_trainer import ScriptedTrainer, scripted_trainer
+from tests.support.trainer_rig import settings_of
+from tests.support.trainer_rig import trainer as real_trainer
 
 GROUP = "lorax"
 
@@ -313,3 +317,24 @@ async def test_a_stream_without_a_sign_of_life_counts_as_dead() -> None:
     silent.close()
 
     assert refused.value.reason == "PEER_UNAVAILABLE"
+
+
+async def test_the_real_trainer_holds_each_example_once_however_often_it_comes(
+    rig: Rig, empty_redis: RedisProcess, tmp_path: Path
+) -> None:
+    names = ("Corford", "Beldale", "Ashwick")
+    for i, name in enumerate(names):
+        turns = (Turn("user", f"Who is the mayor of {name}?"),)
+        await rig.platinum.ledger.append(example(i, messages=turns, final_platinum_answer=f"Ada of {name}."))
+    environment = settings_of(tmp_path / "home", empty_redis.url, "127.0.0.1:1", HIVEMIND_LEARN="false")
+    async with real_trainer(environment) as learner:
+        address = f"127.0.0.1:{learner.server.grpc_port}"
+        async with handing_over(rig.port, address) as first:
+            await all_handled(rig, 3)
+        await RedisGroups(rig.redis, idle_s=1.0, lease_s=1.0).restart(GROUP)
+        async with handing_over(rig.port, address) as second:
+            await all_handled(rig, 3)
+        stands = await learner.stub.GetLearner(trainer_pb2.GetLearnerRequest())
+
+    assert (first.counted("accepted"), second.counted("duplicate"), second.counted("accepted")) == (3, 3, 0)
+    assert stands.waiting == 3
