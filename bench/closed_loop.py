@@ -42,6 +42,9 @@ PACE: Final = {
     "HIVEMIND_QUEUE_SEEN_S": "120",
     "HIVEMIND_REFINEMENTS_PER_MINUTE": "600",
     "HIVEMIND_ENGINE_THREADS": "1",
+    "HIVEMIND_LEARN_SHADOW": "true",
+    "HIVEMIND_RAMP_OUTCOMES": "0",
+    "HIVEMIND_TRAIN_EVERY_EXAMPLES": "0",
 }
 """A loop for minutes; the second core is left to learning."""
 WINDOW: Final = 60

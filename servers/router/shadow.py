@@ -1,5 +1,5 @@
-"""Shadow challengers: they answer in the background what the champion has answered, are judged against it, and are
-never shown. The Judge's calls are paid from the budget for refinement, and stop with it.
+"""Trials: shadows and other challengers answer in the background what the champion has answered, and are judged against
+it; nobody is shown that. The Judge's calls are paid from the budget for refinement, and stop with it.
 
 Where `auto` let a model without adapters answer what the role's model could have taken, the champion answers in the
 background too: else nothing would ever be seen of an adapter in the domains that it has learnt because its model was
@@ -86,19 +86,19 @@ class Shadows:
         if role is None or not call.unit or call.adapter != role.split.champion:
             return
         champion = _Champion(call.alias, call.adapter_role, call.adapter)
-        for shadow in role.shadows[: AT_ONCE - len(self._tasks)]:
+        for shadow in role.tried[: AT_ONCE - len(self._tasks)]:
             self._start(self._answer(work, champion, shadow, judging, work.text))
 
     def _try_elsewhere(self, work: Work, judging: Model) -> None:
-        """Has the first model that could have taken the request, and has shadows, answer it in the background."""
+        """Has the first model that could have taken the request, and has challengers, answer it in the background."""
         if not work.request.wants_auto or work.decision is None or len(self._tasks) >= TRIALS_AT_ONCE:
             return
         for option in work.decision.options:
             model = option.model
             role = self._background.fleet.adapters.role(model.role) if model.role else None
-            if role is not None and role.shadows and option.available:
+            if role is not None and role.tried and option.available:
                 champion = _Champion(model.alias, model.role, role.split.champion)
-                self._start(self._trial(work, champion, role.shadows, judging))
+                self._start(self._trial(work, champion, role.tried, judging))
                 return
 
     def _start(self, running: Coroutine[None, None, None]) -> None:
