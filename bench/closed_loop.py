@@ -78,7 +78,7 @@ class Plan:
     baseline: int = 200
     learning_s: float = 600.0
     look_s: float = 5.0
-    final: int = 200
+    final: int = 90
 
 
 @dataclass(slots=True)
