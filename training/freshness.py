@@ -87,7 +87,9 @@ class Freshness:
         return [Late(p.adapter_id, now - p.closed, self._lacking(p.adapter_id)) for p in found]
 
     def _lacking(self, adapter_id: str) -> tuple[str, ...]:
-        without = (r for r in self._replicas if not r.healthy or adapter_id not in r.adapters)
+        without = [r for r in self._replicas if not r.healthy or adapter_id not in r.adapters]
+        if not self._replicas:
+            return ("no replica of a model server is known",)
         return tuple(f"{r.address}: {r.note or 'lacks it'}" for r in without)
 
     def _served(self) -> list[Served]:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,6 +13,7 @@ from hivemind.servers.adapter_registry.evidence import Evidence
 from hivemind.servers.adapter_registry.ports import ReplicaState, ReplicaView, Store
 from hivemind.servers.adapter_registry.roles import Role
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.looking import keep_looking
 
 _log = structlog.get_logger()
 
@@ -94,19 +94,7 @@ class StateFeed:
 
     async def run(self) -> None:
         """Looks for changes by other registries and of replicas for ever, and outlives an absent store."""
-        lost = False
-        while True:
-            try:
-                await self._look()
-                lost = False
-            except MeshError as error:
-                if not lost:
-                    _log.warning("store_lost", reason=error.reason)
-                lost = True
-            self._due.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_s):
-                    await self._due.wait()
+        await keep_looking(self._look, every_s=self._poll_s, sooner=self._due)
 
     def look_now(self) -> None:
         """Has `run` look at once: replicas have changed."""

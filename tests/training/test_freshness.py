@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from hivemind.servers.adapter_registry.base_model import BaseModel, read_gguf
@@ -147,3 +150,33 @@ async def test_freshness_is_observed_when_the_last_replica_of_a_real_registry_ho
 
     assert before == 0
     assert metrics.get_sample_value("hivemind_freshness_seconds_sum") == pytest.approx(25.0)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.just("publish"),
+        st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.sets(st.integers(1, 6))), max_size=3),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_every_publication_is_served_once_at_most_and_never_before_all_hold_it_or_a_later_one(steps: list[Any]) -> None:
+    freshness, published, served = Freshness(60.0), 0, list[Served]()
+    freshness.publish(None)
+    for now, step in enumerate(steps, start=1):
+        if step == "publish" and published < 6:
+            published += 1
+            served += freshness.publish(Publication(f"v{published}", float(now)))
+        elif step != "publish":
+            replicas = [Replica(name, healthy, frozenset(f"v{i}" for i in held)) for name, healthy, held in step]
+            new = freshness.hold(replicas, [f"v{i}" for i in range(6, 0, -1)], float(now))
+            holding = [r.adapters for r in replicas if r.healthy]
+            assert all(holding and all(n.by in held for held in holding) for n in new)
+            served += new
+
+    names = [s.adapter_id for s in served]
+    assert len(set(names)) == len(names)
+    assert names == sorted(names)
+    assert all(s.by >= s.adapter_id and s.seconds >= 0 for s in served)
