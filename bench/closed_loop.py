@@ -8,6 +8,7 @@ minutes instead of days.
 import asyncio
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ COURIER_PRICE: Final = (0.02, 0.06)
 """What an hour of a small machine comes to."""
 PACE: Final = {
     "HIVEMIND_AUTOPROMOTE": ROLE,
-    "HIVEMIND_AUTOPROMOTE_COOLDOWN_S": "10",
+    "HIVEMIND_AUTOPROMOTE_COOLDOWN_S": "45",
     "HIVEMIND_AUTOPROMOTE_MAX_PER_DAY": "1000",
     "HIVEMIND_CYCLE_EVERY_S": "5",
     "HIVEMIND_EXPLORE": "0.05",
@@ -48,9 +49,8 @@ PACE: Final = {
 }
 """A loop for minutes; the second core is left to learning."""
 WINDOW: Final = 60
-"""The latest answers that a figure of the moment is made of."""
 DONE_SHARE: Final = 0.9
-"""The courier's share of the window from which on the loop has closed."""
+"""The courier's share, its right answers and those to held-out questions, from which on the loop has closed."""
 _REFINEMENT: Final = {"tenant": "*", "period": "DAY", "purpose": "REFINEMENT", "limit_micros": 100_000_000}
 
 
@@ -70,7 +70,8 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run. Times in seconds; `rate`: requests a second; `baseline`: requests with learning off."""
+    """What is run. Times in seconds; `rate`: requests a second; `baseline`, `final`: requests with learning off, and
+    after it has ended; `window`: the latest answers that a figure of the moment is made of."""
 
     facts: Sequence[Fact]
     seed: int
@@ -79,6 +80,7 @@ class Plan:
     learning_s: float = 600.0
     look_s: float = 5.0
     final: int = 90
+    window: int = WINDOW
 
 
 @dataclass(slots=True)
@@ -115,9 +117,12 @@ class Loop:
         self._learning(on=True)
         return figures_of(traffic.answers)
 
-    def learn(self, show: Callable[[Moment], None]) -> Figures:
-        """Traffic with the loop running, until the courier has taken over or the time is up; the last figures."""
-        return asyncio.run(self._learn(show))
+    def learn(self, show: Callable[[Moment], None], enough: "Callable[[Moment], bool] | None" = None) -> Figures:
+        """Traffic with the loop running, until it is enough or the time is up; then the figures of `final` requests.
+
+        `enough`: by default, the courier has taken over and knows the held-out questions.
+        """
+        return asyncio.run(self._learn(show, enough or has_closed))
 
     def stop_master(self) -> None:
         """The paid API is gone."""
@@ -139,19 +144,21 @@ class Loop:
         """What the online learner says of itself."""
         return self.mesh.get("/api/learner", role=ROLE)
 
-    async def _learn(self, show: Callable[[Moment], None]) -> Figures:
+    async def _learn(self, show: Callable[[Moment], None], enough: Callable[[Moment], bool]) -> Figures:
         self.began = time.monotonic()
         traffic = self.traffic(rate=self.plan.rate, seed=self.plan.seed + 1)
         running = asyncio.create_task(traffic.run())
         following = asyncio.create_task(self._follow_adapters())
         try:
-            while not self._closed() and time.monotonic() - self.began < self.plan.learning_s:
+            while time.monotonic() - self.began < self.plan.learning_s:
                 await asyncio.sleep(self.plan.look_s)
                 for task in (running, following):
                     if task.done():
                         task.result()
                 self.moments.append(await self._moment(traffic))
                 show(self.moments[-1])
+                if enough(self.moments[-1]):
+                    break
             before = len(traffic.answers)
             await traffic.until(before + self.plan.final)
         finally:
@@ -159,13 +166,6 @@ class Loop:
                 task.cancel()
             await asyncio.gather(running, following, return_exceptions=True)
         return figures_of(traffic.answers[before:])
-
-    def _closed(self) -> bool:
-        """Whether the courier has taken over, and answers held-out questions as the last exam says."""
-        if not self.moments:
-            return False
-        last = self.moments[-1]
-        return last.figures.courier_share >= DONE_SHARE and last.held_out >= DONE_SHARE and last.figures.accuracy >= 0.9
 
     async def _moment(self, traffic: Traffic) -> Moment:
         state = (await asyncio.to_thread(self.mesh.get, "/api/adapters/state", role=ROLE))["roles"][0]
@@ -177,7 +177,7 @@ class Loop:
         known = await asyncio.to_thread(self.mesh.get, "/api/cognitive-map")
         domains = {f.domain for f in self.plan.facts}
         return Moment(
-            time.monotonic() - self.began, figures_of(traffic.answers[-WINDOW:]), held_out, champion,
+            time.monotonic() - self.began, figures_of(traffic.answers[-self.plan.window:]), held_out, champion,
             len(state["adapters"]), int(known["ledger_sequence"]),
             {s["name"]: s["confidence"] for s in known["skills"] if s["name"] in domains},
             await asyncio.to_thread(self.learner),
@@ -187,7 +187,8 @@ class Loop:
         """Asks each published adapter by its name until it answers, and notes how long that took."""
         async with httpx.AsyncClient(base_url=self.base_url, timeout=60) as client:
             while True:
-                learner = (await client.get("/api/learner", params={"role": ROLE})).json()
+                told = await client.get("/api/learner", params={"role": ROLE})
+                learner = told.json() if told.status_code == 200 else {}
                 adapter = str(learner.get("adapter_id", ""))
                 if adapter and adapter not in self.published and await _answers(client, adapter):
                     self.published[adapter] = time.time() - _unix(learner["batch_close_time"])
@@ -201,7 +202,8 @@ class Loop:
 
 @contextmanager
 def closed_loop(plan: Plan, settings: Mapping[str, str] | None = None) -> Iterator[Loop]:
-    """A mesh, a master and their loop in a folder of their own; all ended and removed afterwards."""
+    """A mesh, a master and their loop in a folder of their own; all ended and removed afterwards, by SIGTERM too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="hivemind-loop-") as folder:
         home = Path(folder)
         with scripted_master(home, plan.facts) as (master, port):
@@ -239,6 +241,12 @@ def catalogue(port: int, domains: Sequence[str]) -> str:
     text += '[policies.careful]\ndial = 0.9\nstrategies = ["single"]\n'
     text += "".join(f'[tenants.{name}]\npolicy = "careful"\n' for name in TENANTS)
     return text + f"[tenants.{EXAMINER}]\ntraining = false\n" + taxonomy(domains)
+
+
+def has_closed(moment: Moment) -> bool:
+    """Whether the courier has taken over, with right answers, and knew most held-out questions in the last exam."""
+    figures = moment.figures
+    return min(figures.courier_share, figures.accuracy, moment.held_out) >= DONE_SHARE
 
 
 async def _answers(client: httpx.AsyncClient, adapter: str) -> bool:
