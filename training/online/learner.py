@@ -16,12 +16,13 @@ from hivemind.training.control_set import control_set
 from hivemind.training.encoding import Encoded
 from hivemind.training.formatting import Refused, Turn
 from hivemind.training.online.curriculum import Course, Step, next_step
-from hivemind.training.online.examination import Examiner
+from hivemind.training.online.examination import Examiner, Reader
 from hivemind.training.online.gate import SCALES, GateLimits, Measured, figures, is_better, refusal, score
 from hivemind.training.online.inbox import START, Inbox, Waiting, Wishes
 from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
 from hivemind.training.online.model import LossNotFinite, OnlineModel, Tempo, Weights, scaled
 from hivemind.training.online.publication import Champion, Outbox, Outcome
+from hivemind.training.online.rounds import Round
 from hivemind.training.online.settings import OnlineSettings
 from hivemind.training.online.starting_point import rank_of
 from hivemind.training.online.state import Progress, StateFolder
@@ -31,10 +32,7 @@ from hivemind.training.stopping import StopSwitch
 _IDLE_S: Final = 0.2
 _TELL_S: Final = 2.0
 _LEDGER_S: Final = 5.0
-_ROUND_GROWTH: Final = 1.5
 _VERSIONS: Final = 100
-_LONGEST_ROUND: Final = 3.0
-"""Where no new batch comes, rounds grow up to so many times their length: each ends with a check."""
 LICENCE: Final = "LicenseRef-platinum AND CC0-1.0"
 
 
@@ -77,9 +75,9 @@ class OnlineLearner:
         self._open: list[Waiting] = []
         self._open_since = self._told_at = self._ledger_at = 0.0
         self._since_check = self._since_save = 0
-        self._round_ends, self._round_s = 0.0, settings.learn_round_s
+        self._round = Round(settings.learn_round_s)
         self._wishes = Wishes()
-        self._published: Weights | None = None
+        self._published: Reader | None = None
         self._champion = champion
         self._progress = Progress(cursor=START, run=f"{random.SystemRandom().getrandbits(64):016x}")
         self._resume()
@@ -106,7 +104,7 @@ class OnlineLearner:
             return True
         self._take_over()
         step = next_step(self._memory.items.values(), self._course, self._model.steps, self._rng)
-        if self._since_check and (step is None or time.monotonic() >= self._round_ends):
+        if self._since_check and (step is None or self._round.is_over):
             self._tell("CHECKING", at_once=True)
             self._check()
         elif step is not None:
@@ -132,7 +130,7 @@ class OnlineLearner:
             self._close_batch()
         elif drained:
             self._progress.drains = self._wishes.drains
-            self._round_ends = min(self._round_ends, time.monotonic())
+            self._round.end_now()
 
     def _close_batch(self) -> None:
         with _cpu(self._progress):
@@ -145,8 +143,7 @@ class OnlineLearner:
         self._progress.batches += 1
         self._progress.unpublished = self._progress.unpublished or now
         self._open = []
-        self._round_s = self._settings.learn_round_s
-        self._round_ends = min(self._round_ends, time.monotonic() + self._round_s)
+        self._round.batch_came()
         self._save()
         self._desk.inbox.taken_over(self._progress.cursor)
 
@@ -164,8 +161,7 @@ class OnlineLearner:
             return []
         readings = self._examiner.champion_reads(items)
         if self._published is not None and self._progress.adapter_id:
-            with self._model.as_of(self._published):
-                mine = self._model.read([self._encoded(i) for i in items])
+            mine = self._published.read(items)
             about, champion = self._progress.adapter_id, self._champion.id
             self._desk.outbox.record(
                 [Outcome(f"before-learning:{about}:{i.id}"[:128], about, champion, score(a, b))
@@ -192,18 +188,17 @@ class OnlineLearner:
     # learning
 
     def _learn(self, step: Step) -> None:
-        if not self._since_check:
-            self._round_ends = time.monotonic() + self._round_s
         items = (*step.lessons, *step.replayed)
         anchors = self._rng.sample(self._anchors, min(step.anchors, len(self._anchors)))
         samples = [*(self._encoded(i) for i in items), *anchors]
-        began = time.monotonic()
+        began, cpu_s = time.monotonic(), self._progress.cpu_seconds
         try:
             with _cpu(self._progress):
                 readings = self._model.learn(samples, [1.0] * len(samples), self._tempo)
         except LossNotFinite as error:
             self._refuse(str(error))
             return
+        self._round.stepped(began, self._progress.cpu_seconds - cpu_s)
         self._count(step, began, sum(len(s.ids) for s in samples))
         known = zip(items, readings, strict=False)
         self._memory.update(replace(i, passes=i.passes + 1, surprise=r.surprise, exact=r.exact) for i, r in known)
@@ -225,12 +220,11 @@ class OnlineLearner:
 
     def _check(self) -> None:
         """Holds the slow weights against champion and last publication; publishes the largest part that passes."""
+        before_s = self._progress.cpu_seconds
         with _cpu(self._progress):
             self._judge()
         self._since_check = 0
-        fresh = self._progress.unpublished > 0
-        longest = self._settings.learn_round_s * _LONGEST_ROUND
-        self._round_s = self._settings.learn_round_s if fresh else min(longest, self._round_s * _ROUND_GROWTH)
+        self._round.checked(self._progress.cpu_seconds - before_s, fresh=self._progress.unpublished > 0)
         self._save()
 
     def _judge(self) -> None:
@@ -240,7 +234,7 @@ class OnlineLearner:
         champion = self._examiner.champion(held)
         before = champion
         if self._published is not None:
-            before = self._examiner.held_out(self._published, 1.0, held)
+            before = self._published.held_out(held)
         why = ""
         for scale in SCALES:
             found = self._examiner.held_out(self._model.slow, scale, held)
@@ -268,7 +262,7 @@ class OnlineLearner:
         """What was learnt since is dropped: the next step starts from the last publication, else from the champion."""
         self._progress.refused += 1
         self._progress.note = f"not published: {why}"
-        self._start_from(self._published if self._published is not None else self._model.champion)
+        self._start_from(self._published.weights if self._published is not None else self._model.champion)
 
     def _start_from(self, weights: Weights) -> None:
         self._model.restart(weights)
@@ -288,7 +282,7 @@ class OnlineLearner:
                 progress.number, model.model, model.tokenizer, self._meta(scale), run=progress.run, closed=closed,
                 outcomes=outcomes,
             )  # fmt: skip
-        self._published = {n: w.clone() for n, w in scaled(model.slow, scale).items()}
+        self._published = self._examiner.reader({n: w.clone() for n, w in scaled(model.slow, scale).items()})
         progress.batch_closed, progress.unpublished = closed, 0.0
         progress.note = f"publication {progress.number} passed at scale {scale:g}"
 
@@ -372,7 +366,7 @@ class OnlineLearner:
         same = self._progress.champion == self._champion.id or self._champion.id in self._progress.versions
         if same and self._model.fits(fast):
             self._model.resume(fast, slow, optimizer)
-            self._published = published or None
+            self._published = self._examiner.reader(published) if published else None
         else:
             self._memory.unread()
             self._published = None
@@ -383,7 +377,7 @@ class OnlineLearner:
         if self._since_save:
             tensors = {f"fast.{n}": w for n, w in self._model.copy().items()}
             tensors |= {f"slow.{n}": w for n, w in self._model.slow.items()}
-            tensors |= {f"published.{n}": w for n, w in (self._published or {}).items()}
+            tensors |= {f"published.{n}": w for n, w in (self._published.weights if self._published else {}).items()}
             tensors |= {f"optimizer.{n}": w for n, w in self._model.optimizer_tensors().items()}
         self._desk.state.save({"progress": asdict(self._progress), "memory": self._memory.to_json()}, tensors)
         self._since_save = 0
