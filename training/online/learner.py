@@ -17,7 +17,17 @@ from hivemind.training.encoding import Encoded
 from hivemind.training.formatting import Refused, Turn
 from hivemind.training.online.curriculum import Course, Step, next_step
 from hivemind.training.online.examination import Examiner, Reader
-from hivemind.training.online.gate import SCALES, GateLimits, Measured, figures, is_better, refusal, score
+from hivemind.training.online.gate import (
+    SCALES,
+    GateLimits,
+    Measured,
+    figures,
+    harmed,
+    is_better,
+    is_worse,
+    refusal,
+    score,
+)
 from hivemind.training.online.inbox import START, Inbox, Waiting, Wishes
 from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
 from hivemind.training.online.model import LossNotFinite, OnlineModel, Tempo, Weights, scaled
@@ -239,8 +249,11 @@ class OnlineLearner:
         for scale in SCALES:
             found = self._examiner.held_out(self._model.slow, scale, held)
             if not is_better(found, before, self._limits):
-                why = why or self._worse(found, before)
+                why = why or is_worse(found, before, self._limits)
                 break
+            why = is_worse(found, before, self._limits)
+            if why:
+                continue
             found = self._examiner.whole(self._model.slow, scale, found)
             self._progress.evaluation = figures(found, champion, scale)
             why = refusal(found, champion, self._limits)
@@ -248,15 +261,13 @@ class OnlineLearner:
                 self._publish(scale, found, champion)
                 return
         if why:
+            self._suspect(harmed(found, before, self._limits))
             self._refuse(why)
 
-    def _worse(self, found: Measured, before: Measured) -> str:
-        if found.exact < before.exact or found.loss > before.loss * (1 + self._limits.tenant):
-            return (
-                f"held-out answers got worse: loss {found.loss:.3g} after {before.loss:.3g}, "
-                f"{found.exact} exact after {before.exact}"
-            )
-        return ""
+    def _suspect(self, harm: Sequence[str]) -> None:
+        """Lessons of others that came before tenants were harmed, twice, are learnt no more."""
+        if harm and self._progress.unpublished:
+            self._set_aside("harmful", self._memory.strike(self._progress.unpublished, harm))
 
     def _refuse(self, why: str) -> None:
         """What was learnt since is dropped: the next step starts from the last publication, else from the champion."""
@@ -264,9 +275,9 @@ class OnlineLearner:
         self._progress.note = f"not published: {why}"
         self._start_from(self._published.weights if self._published is not None else self._model.champion)
 
-    def _start_from(self, weights: Weights) -> None:
+    def _start_from(self, weights: Weights, *, again: bool = False) -> None:
         self._model.restart(weights)
-        self._memory.unread()
+        self._memory.unread(again=again)
         self._since_check = 0
         self._since_save += 1
 
@@ -276,14 +287,15 @@ class OnlineLearner:
         pairs = zip(found.held_out, champion.held_out, strict=True)
         outcomes = [Outcome(f"held-out:{mine.id}", "", self._champion.id, score(mine.reading, theirs.reading))
                     for mine, theirs in pairs]  # fmt: skip
-        closed = progress.unpublished or progress.batch_closed
+        closed = progress.unpublished
         with model.as_of(model.slow):
             self._desk.outbox.publish(
                 progress.number, model.model, model.tokenizer, self._meta(scale), run=progress.run, closed=closed,
                 outcomes=outcomes,
             )  # fmt: skip
         self._published = self._examiner.reader({n: w.clone() for n, w in scaled(model.slow, scale).items()})
-        progress.batch_closed, progress.unpublished = closed, 0.0
+        progress.batch_closed = closed
+        progress.unpublished = min((i.closed for i in self._memory.items.values() if not i.passes), default=0.0)
         progress.note = f"publication {progress.number} passed at scale {scale:g}"
 
     def _meta(self, scale: float) -> AdapterMeta:
@@ -328,7 +340,7 @@ class OnlineLearner:
         self._examiner.new_champion()
         if now.id not in self._progress.versions:  # a job's, an operator's, or one of long ago
             self._published = None
-            self._start_from(self._model.champion)
+            self._start_from(self._model.champion, again=True)
         self._save()
         return True
 
@@ -349,7 +361,7 @@ class OnlineLearner:
             self._set_aside("forgotten", count)
             if learnt:
                 self._published = None
-                self._start_from(self._model.champion)
+                self._start_from(self._model.champion, again=True)
             self._save()
 
     # state
@@ -368,7 +380,7 @@ class OnlineLearner:
             self._model.resume(fast, slow, optimizer)
             self._published = self._examiner.reader(published) if published else None
         else:
-            self._memory.unread()
+            self._memory.unread(again=True)
             self._published = None
 
     def _save(self) -> None:
