@@ -1,6 +1,7 @@
 """The online learner as a process of a real Trainer, on a tiny model: what it survives and whom it obeys."""
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -182,6 +183,47 @@ async def test_drain_closes_the_open_batch_at_once(environment: dict[str, str]) 
 
         done = await until_learner(rig, lambda n: n.batches == 1 and not n.waiting)
         assert done.learnt + done.held_out == 3
+
+
+async def test_a_tenant_that_floods_wrong_answers_does_not_lower_what_is_published_for_the_others(
+    environment: dict[str, str], tiny_base: Path
+) -> None:
+    strict = {"HIVEMIND_LEARN_MAX_TENANT": "0.02", "HIVEMIND_LEARN_PASSES": "15", "HIVEMIND_LEARN_HELD_OUT_OF": "4"}
+    honest = [example(n, tenant="honest", answer="It is amber.") for n in range(1, 33)]
+    async with trainer({**environment, **strict}) as rig:
+        await submit(rig, honest)
+        await until_learner(rig, lambda n: n.published > 0 and not n.waiting)
+        before = await asyncio.to_thread(exact_of, rig.home, tiny_base, "honest")
+
+        poison = [example(n, tenant="loud", answer="Nothing but cedar, I am sure.") for n in range(101, 165)]
+        await submit(rig, poison)
+
+        flooded = await until_learner(rig, lambda n: not n.waiting and n.learnt > 60, within_s=120)
+        await until_learner(rig, lambda n: n.published + n.refused > flooded.published + flooded.refused)
+        after = await asyncio.to_thread(exact_of, rig.home, tiny_base, "honest")
+
+    assert before > 0
+    assert after >= before - 1
+
+
+def exact_of(home: Path, base: Path, tenant: str) -> int:
+    """How many held-out answers of a tenant the weights that were published last foresee."""
+    from safetensors.torch import load_file
+
+    from hivemind.training.base_model import Base
+    from hivemind.training.online.learner import turns_of
+    from hivemind.training.online.memory import Bounds, Memory
+    from hivemind.training.online.model import OnlineModel
+
+    newest = max((home / "learner" / "implementer" / "state").glob("[0-9]*"))
+    memory = Memory(Bounds(1, 1, 1, 1.0))
+    memory.load(json.loads((newest / "learner.json").read_text())["memory"])
+    held = [i for i in memory.held.values() if i.lesson.tenant == tenant]
+    tensors = load_file(newest / "weights.safetensors")
+    published = {n.removeprefix("published."): w for n, w in tensors.items() if n.startswith("published.")}
+    model = OnlineModel(Base("courier", base, ""), "", rank=16, seed=0)
+    with model.as_of(published):
+        return sum(r.exact for r in model.read([model.encoder.turns(turns_of(i)) for i in held]))
 
 
 async def test_a_forgotten_example_leaves_no_text_behind(rig: Rig, environment: dict[str, str]) -> None:
