@@ -30,24 +30,7 @@ QUICK = {
     "HIVEMIND_LEARN_MAX_KL": "100",
     "HIVEMIND_LEARN_OUTLIER": "100",
 }
-WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "heron",
-    "iris",
-    "juniper",
-    "kelp",
-    "lotus",
-    "maple",
-    "nectar",
-    "opal",
-    "pine",
-]
+WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "iris", "juniper", "kelp", "lotus")
 
 
 def example(number: int, *, tenant: str = "", answer: str = "", question: str = "") -> pb.TrainingExample:

@@ -9,7 +9,7 @@ from typing import Final
 
 from hivemind.training.online.memory import Item
 
-ALL_REPLAYED_STEPS: Final = 8
+ALL_REPLAYED_STEPS: Final = 4
 """Over these first steps replay falls from one sample a lesson to its lasting share."""
 
 
