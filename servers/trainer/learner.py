@@ -77,6 +77,18 @@ class Learners(Protocol):
     async def let_go(self, role: str, owner: str) -> None:
         """Lets another Trainer have it at once."""
 
+    async def rest(self, role: str) -> None:
+        """Says that a learner is at hand, though nothing is there for it to do and its process does not run."""
+
+    async def gone(self, role: str) -> None:
+        """Says that a learner has ended."""
+
+    async def outdated(self, role: str, newest: str, keep: int) -> Sequence[str]:
+        """Remembers a version that was published; the ones before the latest `keep` that were not `retired` yet."""
+
+    async def retired(self, role: str, version: str) -> None:
+        """Forgets a version that challenges no more."""
+
     async def note(self, role: str, note: str) -> None:
         """Says why there is no learner; empty: nothing to say."""
 

@@ -7,7 +7,8 @@ trainer:learner:<role>:known     ids and questions by when they came: `i<id>`, `
 trainer:learner:<role>:answers   question mark -> answer mark
 trainer:learner:<role>:shares    tenant -> lessons of its own in the inbox
 trainer:learner:<role>:lease     whose learner it is: the id of a Trainer, with a time to live
-trainer:learner:<role>:live      there while the learner lives
+trainer:learner:<role>:live      there while the learner lives, or would start with the first example
+trainer:learner:<role>:versions  the adapters that it published and that may still challenge, oldest first
 """
 
 from dataclasses import dataclass, field
@@ -51,6 +52,11 @@ class Keys:
     def lease(self) -> str:
         """Whose learner it is."""
         return f"{self.head}:lease"
+
+    @property
+    def versions(self) -> str:
+        """What it published."""
+        return f"{self.head}:versions"
 
     @property
     def live(self) -> str:

@@ -16,6 +16,7 @@ from hivemind.servers.trainer.ports import Call
 
 _FENCE: Final = "trainer:fence"
 _BUSY_RETRY_S: Final = 30.0
+_REST_MS: Final = 15_000
 _RENEW: Final = """
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[1] then return 0 end
@@ -84,6 +85,32 @@ class RedisLearners:
         """See learner.Learners."""
         with store_errors():
             await self._release(keys=[Keys(role).lease], args=[owner])
+
+    async def rest(self, role: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._redis.set(Keys(role).live, "0", px=_REST_MS)
+
+    async def gone(self, role: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._redis.delete(Keys(role).live)
+
+    async def outdated(self, role: str, newest: str, keep: int) -> Sequence[str]:
+        """See learner.Learners."""
+        key = Keys(role).versions
+        with store_errors():
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.lrem(key, 0, newest)
+            pipeline.rpush(key, newest)
+            pipeline.lrange(key, 0, -keep - 1)
+            *_, old = await pipeline.execute()
+        return [version.decode() for version in old]
+
+    async def retired(self, role: str, version: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._redis.lrem(Keys(role).versions, 0, version)
 
     async def note(self, role: str, note: str) -> None:
         """See learner.Learners."""
