@@ -24,10 +24,11 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What the learner published. `closed`: when its batch was closed, Unix seconds."""
+    """What the learner published. `closed`: when the first batch that it answers to was closed, Unix seconds; None: it
+    answers to no new one."""
 
     adapter_id: str
-    closed: float
+    closed: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,10 @@ class Freshness:
 
     def late(self, now: float) -> list[Late]:
         """Publications past the limit, each told once."""
-        found = [p for p in self._pending if now - p.closed > self._limit_s and p.adapter_id not in self._warned]
-        self._warned = {p.adapter_id for p in self._pending if now - p.closed > self._limit_s}
-        return [Late(p.adapter_id, now - p.closed, self._lacking(p.adapter_id)) for p in found]
+        ages = {p.adapter_id: now - p.closed for p in self._pending if p.closed is not None}
+        late = {adapter: age for adapter, age in ages.items() if age > self._limit_s}
+        known, self._warned = self._warned, set(late)
+        return [Late(adapter, age, self._lacking(adapter)) for adapter, age in late.items() if adapter not in known]
 
     def _lacking(self, adapter_id: str) -> tuple[str, ...]:
         without = [r for r in self._replicas if not r.healthy or adapter_id not in r.adapters]
@@ -102,7 +104,7 @@ class Freshness:
                 by = publication.adapter_id
             if by is None:
                 left.append(publication)
-            else:
+            elif publication.closed is not None:
                 found.append(Served(publication.adapter_id, by, max(0.0, self._held[by] - publication.closed)))
         self._pending = left[::-1]
         return found[::-1]

@@ -98,7 +98,8 @@ class LearnerClient:
             raise MeshError("PEER_UNAVAILABLE", f"there is no learner: {learner.note}")
         if not learner.adapter_id:
             return None
-        return Publication(learner.adapter_id, learner.batch_close_time.ToNanoseconds() / 1e9)
+        closed = learner.batch_close_time.ToNanoseconds() / 1e9 if learner.HasField("batch_close_time") else None
+        return Publication(learner.adapter_id, closed)
 
 
 class StateClient:

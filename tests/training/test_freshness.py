@@ -64,6 +64,16 @@ def test_a_later_version_serves_the_batches_of_earlier_ones(freshness: Freshness
     assert freshness.hold([replica(TWO)], [TWO, ONE], 160.0) == [Served(ONE, TWO, 60.0), Served(TWO, TWO, 10.0)]
 
 
+def test_a_version_without_a_new_batch_serves_those_before_it_and_has_no_freshness_of_its_own(
+    freshness: Freshness,
+) -> None:
+    freshness.publish(Publication(ONE, 100.0))
+    freshness.publish(Publication(TWO, None))
+
+    assert [late.adapter_id for late in freshness.late(1000.0)] == [ONE]
+    assert freshness.hold([replica(TWO)], [TWO, ONE], 130.0) == [Served(ONE, TWO, 30.0)]
+
+
 def test_what_was_published_before_anybody_looked_does_not_count() -> None:
     freshness = Freshness(60.0)
     freshness.publish(Publication(OLD, 1.0))
