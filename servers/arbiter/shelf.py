@@ -190,6 +190,11 @@ class Shelf:
         """Takes other segments; the last one is the active one and not read yet."""
         self.segments, self._recent_keys = segments, {}
 
+    def remember_key(self, key: int, sequence: int) -> None:
+        """Notes the idempotency key of a new line by its hash."""
+        if key:
+            self._recent_keys[key] = sequence
+
     def remember_keys(self, start: int) -> None:
         """Notes the idempotency keys of the active segment from a row on."""
         active = self.active
