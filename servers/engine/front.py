@@ -19,6 +19,7 @@ from hivemind.servers.engine.engine import ALIAS
 from hivemind.servers.engine.errors import STATUS, EngineError, Kind
 from hivemind.servers.engine.generations import Generations
 from hivemind.servers.engine.lorax import GenerateRequest, GenerateStream, read_generate_request, whole_answer
+from hivemind.servers.engine.rehearsal import Rehearsal
 from hivemind.servers.engine.relay import Relay, UpstreamAnswer
 
 ADAPTER_HEADER: Final = "x-adapter-id"
@@ -50,9 +51,11 @@ class Front:
     """The handlers; `app` is the aiohttp application to serve."""
 
     def __init__(
-        self, generations: Generations, folder: AdapterFolder, relay: Relay, about: About, *, max_body: int
-    ) -> None:
+        self, generations: Generations, folder: AdapterFolder, relay: Relay, rehearsal: Rehearsal, about: About,
+        *, max_body: int,
+    ) -> None:  # fmt: skip
         self._generations, self._folder, self._relay, self._about = generations, folder, relay, about
+        self._rehearsal = rehearsal
         self.app = web.Application(client_max_size=max_body)
         self.app.add_routes(
             [
@@ -73,6 +76,7 @@ class Front:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         chat = read_chat_request(await _body(request))
+        self._rehearsal.note(chat.adapter_id, request.path, chat.body)
         async with (
             self._generations.lease(chat.adapter_id) as lease,
             self._relay.post(lease.port, request.path, chat.with_scales(lease.lora)) as answer,
@@ -102,12 +106,14 @@ class Front:
         return await self._stream(request, read_generate_request(await _body(request)))
 
     async def _answer(self, asked: GenerateRequest) -> dict[str, Any]:
+        self._rehearsal.note(asked.adapter_id, "/completion", asked.body)
         async with self._generations.lease(asked.adapter_id) as lease:
             body = orjson.dumps({**asked.body, "lora": lease.lora})
             async with self._relay.post(lease.port, "/completion", body) as answer:
                 return whole_answer(asked, _checked(answer.status, await answer.read()))
 
     async def _stream(self, request: web.Request, asked: GenerateRequest) -> web.StreamResponse:
+        self._rehearsal.note(asked.adapter_id, "/completion", asked.body)
         async with self._generations.lease(asked.adapter_id) as lease:
             body = orjson.dumps({**asked.body, "stream": True, "lora": lease.lora})
             async with self._relay.post(lease.port, "/completion", body) as answer:
