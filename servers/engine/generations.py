@@ -21,6 +21,7 @@ from hivemind.servers.engine.engine import EngineOptions
 from hivemind.servers.engine.errors import EngineError
 from hivemind.servers.engine.generation import Generation, GenerationFailed, start_generation
 from hivemind.servers.engine.gguf_adapter import AdapterBroken, prune
+from hivemind.servers.engine.metrics import EngineMetrics
 from hivemind.servers.engine.residency import Residency, Resident
 
 _log = structlog.get_logger()
@@ -55,10 +56,10 @@ class Generations:
 
     def __init__(
         self, options: EngineOptions, base: BaseModel | None, folder: AdapterFolder, cache: Path, limits: Limits,
-        *, rehearse: Callable[[Generation], Awaitable[None]],
+        *, rehearse: Callable[[Generation], Awaitable[None]], metrics: EngineMetrics,
     ) -> None:  # fmt: skip
         """`base` is None for a model that takes no adapters; `rehearse` readies a generation that is to take over."""
-        self._rehearse = rehearse
+        self._rehearse, self._metrics = rehearse, metrics
         self._options, self._base, self._folder, self._cache, self._limits = options, base, folder, cache, limits
         self._residency = Residency(limits.adapter_bytes)
         self._admitted = 0
@@ -67,6 +68,11 @@ class Generations:
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._work = asyncio.Event()
         self._draining: dict[asyncio.Task[None], Generation] = {}
+        metrics.generations.labels("serving").set_function(lambda: self._current is not None)
+        metrics.generations.labels("draining").set_function(lambda: len(self._draining))
+        metrics.adapters.set_function(lambda: len(self.held))
+        metrics.under_way.labels("answered").set_function(lambda: self._answered)
+        metrics.under_way.labels("waiting").set_function(lambda: self._admitted - self._answered)
 
     @property
     def serving(self) -> bool:
@@ -77,6 +83,11 @@ class Generations:
     def held(self) -> list[str]:
         """The adapters that are answered without a load, sorted."""
         return sorted(self._residency.held) if self._current is not None else []
+
+    @property
+    def _answered(self) -> int:
+        at_hand = [self._current] if self._current is not None else []
+        return sum(g.turns.answered for g in [*self._draining.values(), *at_hand])
 
     @asynccontextmanager
     async def lease(self, adapter_id: str | None) -> AsyncIterator[Lease]:
@@ -215,11 +226,13 @@ class Generations:
         """The next generation. While another serves, it loads and reads the last prompts behind it."""
         files, behind = tuple(r.file for r in plan.values()), self._current is not None
         options = dataclasses.replace(self._options, adapters=files, behind=behind)
-        following = await start_generation(options, tuple(plan))
+        with self._metrics.step("start"):
+            following = await start_generation(options, tuple(plan))
         if not behind:
             return following
         try:
-            await self._rehearse(following)
+            with self._metrics.step("rehearse"):
+                await self._rehearse(following)
         except BaseException:
             await following.close()
             raise
@@ -261,7 +274,8 @@ class Generations:
                 folders[name] = self._folder.path_of(name)
             except EngineError as error:
                 gone[name] = error
-        files = await files_of(folders, self._base, self._cache) if folders else {}
+        with self._metrics.step("convert"):
+            files = await files_of(folders, self._base, self._cache) if folders else {}
         in_use = {*(f for f in files.values() if isinstance(f, Path)), *(r.file for r in self._residency.held.values())}
         await asyncio.to_thread(prune, self._cache, most=_FILES_KEPT, keep=frozenset(in_use))
         return {**files, **gone}
@@ -272,6 +286,7 @@ class Generations:
 
     def _tell(self, name: str, error: EngineError | None) -> None:
         asked = self._asked.pop(name)
+        self._metrics.told(held=error is None)
         if error is None:
             asked.set_result(None)
             return
