@@ -16,7 +16,8 @@ _LOG_WARNINGS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What is served and how. `context` is in tokens, over all slots; `adapters` are LoRA adapters as GGUF files."""
+    """What is served and how. `context` is in tokens, over all slots; `adapters` are LoRA adapters as GGUF files;
+    `behind`: it loads while another answers, which must not feel it."""
 
     model: Path
     host: str
@@ -25,6 +26,7 @@ class EngineOptions:
     slots: int
     context: int
     adapters: tuple[Path, ...] = ()
+    behind: bool = False
 
 
 class Engine:
@@ -44,6 +46,7 @@ class Engine:
         params.n_predict = MAX_TOKENS
         params.verbosity = _LOG_WARNINGS
         params.ui = False
+        params.fit_params = False  # measures what memory there is by loading twice; the context is given
         # a request names the scale of each; one that names none must get the base model
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 0.0) for path in options.adapters]
         self._server = xllamacpp.Server(params)
