@@ -11,6 +11,8 @@ REPEAT_PENALTY: Final = 1.1
 """Where a request names none: greedy small models repeat themselves for ever."""
 MAX_TOKENS: Final = 512
 """Tokens of an answer where a request names no limit."""
+PROMPT_CACHE_MIB: Final = 512
+"""Memory for prompts that were read and wait to be gone on with; llama.cpp would take 8 GiB by and by."""
 _LOG_WARNINGS: Final = 2
 
 
@@ -43,7 +45,7 @@ class Engine:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
         params.hostnames, params.port = [options.host], options.port
         params.sampling.temp, params.sampling.penalty_repeat = TEMPERATURE, REPEAT_PENALTY
-        params.n_predict = MAX_TOKENS
+        params.n_predict, params.cache_ram_mib = MAX_TOKENS, PROMPT_CACHE_MIB
         params.verbosity = _LOG_WARNINGS
         params.ui = False
         params.fit_params = False  # measures what memory there is by loading twice; the context is given
