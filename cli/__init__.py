@@ -504,6 +504,20 @@ def train_cancel(job: JobId, as_json: Json = False) -> None:
         _print(_api().post(f"/api/train/{job}:cancel", {}), training.show_job, as_json)
 
 
+@train_commands.command("learner")
+def train_learner(
+    what: Annotated[str, typer.Argument(help="Nothing, to look; or pause, resume, drain.")] = "",
+    role: Annotated[str, typer.Option(help="The adapter role.")] = "implementer",
+    reason: Annotated[str, typer.Option(help="Why it is paused.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show the online learner, or have it pause, go on, or learn what waits at once."""
+    with _errors():
+        from hivemind.cli import train as training
+
+        _print(training.learner(_api(), what, role, reason), training.show_learner, as_json)
+
+
 @train_commands.command("forgotten")
 def train_forgotten(folder: Folder = "", as_json: Json = False) -> None:
     """List the adapters that were trained on an example that was forgotten since."""

@@ -13,6 +13,8 @@ from hivemind.cli.home import CommandError, data_folders
 from hivemind.cli.supervisor import Child
 
 SERVERS: Final = ("governor", "router", "arbiter", "adapter_registry", "trainer", "orchestrator")
+LATER: Final = ("lorax_client",)
+"""What no answer needs: started after the first one, so that it does not slow the start."""
 _ADDRESS_OF: Final = {
     "router": "HIVEMIND_ROUTER_ADDRESS",
     "governor": "HIVEMIND_GOVERNOR_ADDRESS",
@@ -86,7 +88,7 @@ def make_plan(
     """Chooses a port for everything. CommandError if the mesh's own is taken."""
     names = [
         name if i == 0 else f"{name}-{i + 1}" for name in SERVERS for i in range(replicas.get(name, 1))
-    ] + (["engine"] if engine else [])  # fmt: skip
+    ] + (["engine"] if engine else []) + list(LATER)  # fmt: skip
     free = iter(_free_ports(3 * len(names) + 3))
     plan = MeshPlan(home, config, host, _front_port(host, port) or next(free), next(free), redis_url or "", 0)
     if redis_url is None:
@@ -94,7 +96,7 @@ def make_plan(
         plan.redis_url = f"redis://127.0.0.1:{plan.redis_port}/0"
     for name in names:
         server = server_of(name)
-        grpc = 0 if server == "engine" else next(free)
+        grpc = 0 if server in ("engine", *LATER) else next(free)
         http = next(free) if server in ("router", "engine") else 0
         plan.processes[name] = Ports(grpc, http, next(free))
     return plan
@@ -120,7 +122,8 @@ def children_of(plan: MeshPlan, environment: Mapping[str, str], envoy_config: Pa
             "HIVEMIND_HTTP_PORT": str(ports.http),
             "HIVEMIND_METRICS_PORT": str(ports.metrics),
         }
-        command = [sys.executable, "-m", f"hivemind.servers.{server_of(name)}"]
+        package = "training" if name in LATER else "servers"
+        command = [sys.executable, "-m", f"hivemind.{package}.{server_of(name)}"]
         children.append(Child(name, command, {**shared, **own}, logs / f"{name}.log", signal.SIGINT))
     try:
         command = envoy_command(envoy_binary(), envoy_config)

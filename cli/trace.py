@@ -1,4 +1,5 @@
-"""The way of one platinum example: from its request to the first answer of an adapter that has learnt it."""
+"""The way of one platinum example: from its request over the online learner to the first answer of an adapter that has
+learnt it."""
 
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -14,14 +15,18 @@ _PAGES_MAX: Final = 20
 
 
 def trace(api: MeshApi, name: str) -> dict[str, Any]:
-    """Request, example, the adapters whose data covers it (oldest first), and the first request that one of them
-    answered. What the records no longer tell is None, and `missing` says why."""
+    """Request, example, the online learner, the adapters whose data covers it (oldest first), and the first request
+    that one of them answered. What is not known is None, and `missing` says why."""
     example: dict[str, Any] = api.get(f"/api/platinum/{quote(name, safe='')}")
     missing: list[str] = []
     request = _request(api, example["request_id"], missing)
+    learner = _learner(api, missing)
     adapters = _adapters(api, int(example["sequence"]))
     answer = _first_answer(api, adapters, missing)
-    return {"request": request, "example": example, "adapters": adapters, "first_answer": answer, "missing": missing}
+    return {
+        "request": request, "example": example, "learner": learner, "adapters": adapters, "first_answer": answer,
+        "missing": missing,
+    }  # fmt: skip
 
 
 def show_trace(console: Console, data: dict[str, Any]) -> None:
@@ -39,6 +44,9 @@ def _stations(data: dict[str, Any]) -> list[tuple[str, str, str]]:
         decision = request["decision"]
         text = f"{request['request_id']}: {decision['strategy']} by {decision['chosen_model']}, {decision['domain']}"
         found.append((request["create_time"], "request", text))
+    why = _nominated(request, example)
+    if why:
+        found.append(("", "nominated", why))
     p = example["provenance"]
     drafter = " ".join(filter(None, (p["draft_model"], p["draft_adapter"]))) or "unknown"
     found.append(
@@ -48,6 +56,8 @@ def _stations(data: dict[str, Any]) -> list[tuple[str, str, str]]:
             f"(score {p['draft_score']:.2f} -> {p['score']:.2f})",
         )
     )  # fmt: skip
+    if data["learner"] is not None:
+        found.append(("", "learner", _learnt(data["learner"], int(example["sequence"]))))
     for a in data["adapters"]:
         text = f"{a['id']} learnt it ({a['first_sequence']} to {a['last_sequence']}), {a['state'].lower()}"
         found.append((a["create_time"], "adapter", text))
@@ -55,6 +65,14 @@ def _stations(data: dict[str, Any]) -> list[tuple[str, str, str]]:
         text = f"{answer['request_id']}: the first by {answer['adapter']}, {answer['outcome']}"
         found.append((answer["create_time"], "answer", text))
     return found
+
+
+def _nominated(request: dict[str, Any] | None, example: dict[str, Any]) -> str:
+    """Why the answer came to be refined, as far as its record or the example tells."""
+    if example.get("origin") == "feedback":
+        return "by a client, who gave the right answer"
+    nomination = "" if request is None else request.get("nomination", "")
+    return f"for refinement, as {nomination}" if nomination else ""
 
 
 def _request(api: MeshApi, request_id: str, missing: list[str]) -> dict[str, Any] | None:
@@ -67,6 +85,22 @@ def _request(api: MeshApi, request_id: str, missing: list[str]) -> dict[str, Any
         missing.append(f"the record of request {request_id} is no longer kept")
         return None
     return found
+
+
+def _learner(api: MeshApi, missing: list[str]) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = api.get("/api/learner")
+    except CommandError as error:
+        missing.append(f"where the online learner stands: {error}")
+        return None
+    return found
+
+
+def _learnt(learner: dict[str, Any], sequence: int) -> str:
+    upto = int(learner["last_sequence"])
+    if upto < sequence:
+        return f"has learnt up to sequence {upto}; {learner['waiting']} examples wait, {learner['state'].lower()}"
+    return f"has learnt up to sequence {upto}, {learner['published']} published so far"
 
 
 def _adapters(api: MeshApi, sequence: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,7 @@ from rich.table import Column, Table
 from hivemind.cli.home import CommandError, data_folders, read_json
 from hivemind.cli.http_api import MeshApi
 
+_STEERING: Final = ("pause", "resume", "drain")
 _GOOD: Final = ("SUCCEEDED", "REJECTED")
 
 
@@ -101,6 +103,35 @@ def watch(api: MeshApi, console: Console, job_id: str) -> dict[str, Any]:
     if job["state"] not in _GOOD:
         raise CommandError(f"job {job_id} is {job['state']}{': ' + job['error'] if job['error'] else ''}")
     return job
+
+
+def learner(api: MeshApi, what: str, role: str, reason: str) -> dict[str, Any]:
+    """The online learner of a role, after it was told to pause, resume or drain where `what` says so."""
+    if not what:
+        found: dict[str, Any] = api.get(f"/api/learner?{urlencode({'role': role})}")
+        return found
+    if what not in _STEERING:
+        raise CommandError(f"{what!r} is nothing that a learner can be told; say pause, resume or drain")
+    body = {"role": role, "reason": reason} if what == "pause" else {"role": role}
+    told: dict[str, Any] = api.post(f"/api/learner:{what}", body)
+    return told
+
+
+def show_learner(console: Console, data: Mapping[str, Any]) -> None:
+    """Prints a learner."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    say(f"{data['role']}  {data['state']}{'  ' + data['note'] if data['note'] else ''}")
+    say(f"examples: {data['waiting']} wait, {data['learnt']} learnt, {data['held_out']} held out")
+    for reason, count in sorted(data["set_aside"].items()):
+        say(f"  not learnt, {reason}: {count}")
+    say(f"work: {data['batches']} batches, {data['steps']} steps, {data['cpu_seconds']:.0f} CPU-s")
+    last = f", the last {data['adapter_id']} at {data['publish_time']}" if data["adapter_id"] else ""
+    say(f"checks: {data['published']} published{last}; {data['refused']} refused")
+    for name, value in sorted(data["evaluation"].items()):
+        say(f"  {name} {value:.4g}")
 
 
 def forgotten(home: Path, datasets: Path, found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

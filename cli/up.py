@@ -16,6 +16,7 @@ from hivemind.cli import doctor
 from hivemind.cli.home import CommandError, cannot_write, data_folders, locked, read_json, write_json
 from hivemind.cli.http_api import MeshApi
 from hivemind.cli.mesh import (
+    LATER,
     MeshPlan,
     children_of,
     make_plan,
@@ -67,16 +68,22 @@ class Mesh:
         envoy_config = plan.home / "run" / "envoy.json"
         envoy_config.write_text(render_envoy(plan, self._environment))
         envoy_config.chmod(0o600)
-        for child in children_of(plan, self._environment, envoy_config):
-            self._supervisor.start(child)
+        children = children_of(plan, self._environment, envoy_config)
+        for child in children:
+            if child.name not in LATER:
+                self._supervisor.start(child)
         write_json(plan.home / "run" / "mesh.json", plan.as_json())
         write_json(plan.home / "run" / "prometheus_targets.json", prometheus_targets(plan))
         self._write_state(ready=False)
         async with asyncio.timeout(READY_LIMIT_S):
-            await asyncio.gather(*(self._until_ready(name) for name in (*plan.processes, "envoy")))
+            needed = [name for name in (*plan.processes, "envoy") if name not in LATER]
+            await asyncio.gather(*map(self._until_ready, needed))
             await asyncio.gather(*map(self._until_reached, _OF_EACH_SERVER))
         answer = await asyncio.to_thread(_first_answer, MeshApi(_client_host(plan.host), plan.port))
         self._write_state(ready=True)
+        for child in children:
+            if child.name in LATER:
+                self._supervisor.start(child)
         self._report(answer)
 
     async def _until_ready(self, name: str) -> None:

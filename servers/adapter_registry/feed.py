@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,6 +13,7 @@ from hivemind.servers.adapter_registry.evidence import Evidence
 from hivemind.servers.adapter_registry.ports import ReplicaState, ReplicaView, Store
 from hivemind.servers.adapter_registry.roles import Role
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.looking import keep_looking
 
 _log = structlog.get_logger()
 
@@ -35,13 +35,19 @@ class RoleView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All roles at a revision, by name. `time`: when it was read, Unix seconds; `records`: the adapters that roles
-    name."""
+    """All roles at a revision, by name. `time`: when it was read, Unix seconds; `records`: the adapters that replicas
+    are to hold; `fresh`: per role its newest adapter where that was registered and not tried yet."""
 
     revision: int
     time: float
     roles: Mapping[str, RoleView]
     records: Mapping[str, AdapterRecord] = field(default_factory=dict)
+    fresh: Mapping[str, str] = field(default_factory=dict)
+
+    def to_hold(self, role: str) -> tuple[str, ...]:
+        """What each replica of a role must hold: champion, challengers, shadows, and the newest version, so that it is
+        there when it is asked for by name or given traffic."""
+        return tuple(filter(None, (*self.roles[role].role.named, self.fresh.get(role, ""))))
 
 
 class StateFeed:
@@ -88,19 +94,7 @@ class StateFeed:
 
     async def run(self) -> None:
         """Looks for changes by other registries and of replicas for ever, and outlives an absent store."""
-        lost = False
-        while True:
-            try:
-                await self._look()
-                lost = False
-            except MeshError as error:
-                if not lost:
-                    _log.warning("store_lost", reason=error.reason)
-                lost = True
-            self._due.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_s):
-                    await self._due.wait()
+        await keep_looking(self._look, every_s=self._poll_s, sooner=self._due)
 
     def serve(self, served: Sequence[str]) -> None:
         """Takes over which roles the catalogue names. A new one is told with the first news of its replicas."""
@@ -131,9 +125,13 @@ class StateFeed:
         revision, roles = await self._store.load()
         everyone = {name: roles.get(name) or Role(name) for name in sorted({*roles, *self._served})}
         views = {name: await self._view(role) for name, role in everyone.items()}
+        newest = {name: view.adapters[0] for name, view in views.items() if view.adapters}
         named = [i for role in everyone.values() for i in role.named]
-        records = {i: record for i, (record, _) in (await self._store.adapters(named)).items()}
-        return Snapshot(revision, self._clock(), views, records)
+        found = await self._store.adapters(list({*named, *newest.values()}))
+        fresh = {n: i for n, i in newest.items() if i in found and not found[i][1] and i not in everyone[n].named}
+        wanted = {*named, *fresh.values()}
+        records = {i: record for i, (record, _) in found.items() if i in wanted}
+        return Snapshot(revision, self._clock(), views, records, fresh)
 
     async def _view(self, role: Role) -> RoleView:
         challengers = [c.adapter_id for c in role.challenges]

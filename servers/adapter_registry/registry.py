@@ -167,11 +167,11 @@ class Registry:
         return await self._store.record(outcomes, call)
 
     def desired(self, role: str) -> Mapping[str, str]:
-        """The adapters that the role's state names (champion, challengers, shadows), each with its directory."""
+        """The adapters that each replica of a role must hold, the champion first, each with its directory."""
         snapshot = self._feed.snapshot
         if snapshot is None or role not in snapshot.roles:
             return {}
-        found = ((i, snapshot.records.get(i)) for i in snapshot.roles[role].role.named)
+        found = ((i, snapshot.records.get(i)) for i in snapshot.to_hold(role))
         return {i: str(self._versions.directory(record.path)) for i, record in found if record is not None}
 
     async def newest_challenger(self, role: Role) -> str:

@@ -38,4 +38,5 @@ class ServerSettings(BaseSettings):
     governor_address: str = "127.0.0.1:7104"
     arbiter_address: str = "127.0.0.1:7102"
     registry_address: str = "127.0.0.1:7103"
+    trainer_address: str = "127.0.0.1:7105"
     orchestrator_address: str = "127.0.0.1:7106"

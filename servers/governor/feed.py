@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.looking import keep_looking
 from hivemind.servers.governor.config import Config, Patch, merged
 from hivemind.servers.governor.ports import Store
 
@@ -90,16 +91,7 @@ class ConfigFeed:
 
     async def run(self) -> None:
         """Looks for changes by other replicas for ever, and outlives an absent store."""
-        lost = False
-        while True:
-            try:
-                await self._look()
-                lost = False
-            except MeshError as error:
-                if not lost:
-                    _log.warning("store_lost", reason=error.reason)
-                lost = True
-            await asyncio.sleep(self._poll_s)
+        await keep_looking(self._look, every_s=self._poll_s)
 
     async def _look(self) -> None:
         revision, routers = await self._store.beat(sorted(self._routers))

@@ -18,6 +18,7 @@ from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.server import Mesh, main
 from hivemind.servers.orchestrator.feed import MapFeed
 from hivemind.servers.orchestrator.governor_client import GovernorClient
+from hivemind.servers.orchestrator.learning import OnlineLearner, Train
 from hivemind.servers.orchestrator.lease import Lease
 from hivemind.servers.orchestrator.ledger import LedgerReader
 from hivemind.servers.orchestrator.loop import Loop
@@ -26,6 +27,8 @@ from hivemind.servers.orchestrator.map_keeper import MapKeeper
 from hivemind.servers.orchestrator.metrics import OrchestratorMetrics
 from hivemind.servers.orchestrator.models import Models
 from hivemind.servers.orchestrator.neo4j_mirror import Mirroring, Neo4jMirror
+from hivemind.servers.orchestrator.ports import Policy
+from hivemind.servers.orchestrator.ramp import Ramp
 from hivemind.servers.orchestrator.registry_client import RegistryClient
 from hivemind.servers.orchestrator.router_client import RouterClient
 from hivemind.servers.orchestrator.service import OrchestratorService
@@ -34,13 +37,13 @@ from hivemind.servers.orchestrator.status import Control
 from hivemind.servers.orchestrator.steps import (
     Challengers,
     Housekeeping,
-    Policy,
     PublishOnline,
     ReadPlatinum,
     Refine,
     UpdateMap,
 )
 from hivemind.servers.orchestrator.store_redis import RedisStore
+from hivemind.servers.orchestrator.trainer_client import START_TIMEOUT_S, TrainerClient
 from hivemind.v1 import orchestrator_pb2_grpc
 
 _log = structlog.get_logger()
@@ -64,9 +67,10 @@ def build(settings: OrchestratorSettings) -> Mesh:
     lease = Lease(
         store, name, ttl_s=settings.lease_ttl_s, renew_s=settings.lease_renew_s, retry_s=settings.lease_retry_s
     )
-    channels = [
-        peer_channel(a) for a in (settings.router_address, settings.registry_address, settings.governor_address)
-    ]
+    addresses = (
+        settings.router_address, settings.registry_address, settings.governor_address, settings.trainer_address
+    )  # fmt: skip
+    channels = [peer_channel(a) for a in addresses]
     router, adapters = RouterClient(channels[0], api_key=key), RegistryClient(channels[1], api_key=key)
     models = Models(catalogue)
     watch = CatalogueWatch(settings.config, poll_s=settings.catalogue_poll_s, on_change=models.replace)
@@ -83,14 +87,20 @@ def build(settings: OrchestratorSettings) -> Mesh:
         keeper, router, GovernorClient(channels[2], api_key=key), settings.refine_per_cycle,
         settings.refine_micros_per_cycle, models.can_refine,
     )  # fmt: skip
+    trainer = TrainerClient(
+        channels[3], api_key=key, max_duration_s=settings.train_max_duration_s,
+        max_cost_micros=settings.train_max_cost_micros,
+    )  # fmt: skip
     steps = (
-        ReadPlatinum(keeper), UpdateMap(keeper), refine, PublishOnline(None), Challengers(adapters, policy),
-        Housekeeping(keeper),
+        ReadPlatinum(keeper), UpdateMap(keeper), refine, PublishOnline(OnlineLearner(trainer)),
+        Train(trainer, keeper, policy, settings.train_every_examples),
+        Challengers(adapters, policy, Ramp(settings.ramp_outcomes)), Housekeeping(keeper),
     )  # fmt: skip
     poll_s = settings.orchestrator_poll_s
     loop = Loop(
-        lease, store, steps, metrics, every_s=settings.cycle_every_s, step_s=settings.cycle_step_s, poll_s=poll_s
-    )
+        lease, store, steps, metrics, every_s=settings.cycle_every_s, step_s=settings.cycle_step_s, poll_s=poll_s,
+        longer_s={"train": settings.cycle_step_s + START_TIMEOUT_S},
+    )  # fmt: skip
     feed = MapFeed(store, poll_s=poll_s, on_change=metrics.show)
     service = OrchestratorService(Control(lease, store, poll_s=poll_s), store, feed)
     background: list[Callable[[], Awaitable[None]]] = [lease.run, loop.run, feed.run, watch.run]

@@ -14,7 +14,7 @@ _log = structlog.get_logger()
 
 Outcome = Literal["DONE", "SKIPPED", "FAILED", "OUT_OF_BUDGET"]
 OUTCOMES: Final[tuple[Outcome, ...]] = ("DONE", "SKIPPED", "FAILED", "OUT_OF_BUDGET")
-STEPS: Final = ("platinum", "map", "refine", "online", "challengers", "housekeeping")
+STEPS: Final = ("platinum", "map", "refine", "online", "train", "challengers", "housekeeping")
 """The steps of a cycle, in order."""
 
 Token = Callable[[], int]
@@ -75,11 +75,13 @@ class Cycle:
 
 
 class CycleRun:
-    """Runs the steps of one cycle, and can be asked how far it is. `clock`: seconds for durations."""
+    """Runs the steps of one cycle, and can be asked how far it is. `limit_s`: the most time a step of a name may take;
+    `clock`: seconds for durations."""
 
     def __init__(
-        self, cycle: Cycle, steps: Sequence[Step], *, limit_s: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, cycle: Cycle, steps: Sequence[Step], *, limit_s: Callable[[str], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.cycle, self.step = cycle, ""
         self._steps, self._limit_s, self._clock = steps, limit_s, clock
         self._began = clock()
@@ -109,11 +111,12 @@ class CycleRun:
         self.cycle.duration_s = now - self._began
 
     async def _limited(self, step: Step, token: Token) -> Result:
+        limit_s = self._limit_s(step.name)
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(limit_s):
                 return await step.run(token)
         except TimeoutError:
-            return Result("OUT_OF_BUDGET", f"its {self._limit_s:g} s were used up")
+            return Result("OUT_OF_BUDGET", f"its {limit_s:g} s were used up")
         except MeshError as error:
             if error.reason == "STALE_FENCING_TOKEN":
                 raise

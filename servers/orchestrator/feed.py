@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.looking import keep_looking
 from hivemind.servers.orchestrator.cognitive_map import CognitiveMap
 from hivemind.servers.orchestrator.ports import Store
 
@@ -45,16 +46,10 @@ class MapFeed:
 
     async def run(self) -> None:
         """Looks for changes for ever, and outlives an absent store."""
-        lost = False
-        while True:
-            try:
-                await self._take(await self._store.shared_map() or CognitiveMap())
-                lost = False
-            except MeshError as error:
-                if not lost:
-                    _log.warning("store_lost", reason=error.reason)
-                lost = True
-            await asyncio.sleep(self._poll_s)
+        await keep_looking(self._look, every_s=self._poll_s)
+
+    async def _look(self) -> None:
+        await self._take(await self._store.shared_map() or CognitiveMap())
 
     async def _other_than(self, seen: CognitiveMap | None) -> CognitiveMap:
         async with self._changed:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -18,17 +18,20 @@ _log = structlog.get_logger()
 
 
 class Loop:
-    """Leads. Times in seconds: `every_s` between cycles, `step_s` for a step, `poll_s` between two looks at the store.
+    """Leads. Times in seconds: `every_s` between cycles, `step_s` for a step (`longer_s`: for some by name), `poll_s`
+    between two looks at the store.
 
     `now`: Unix seconds, for display only.
     """
 
     def __init__(
         self, lease: Lease, store: Store, steps: Sequence[Step], metrics: OrchestratorMetrics, *,
-        every_s: float, step_s: float, poll_s: float, now: Callable[[], float] = time.time,
+        every_s: float, step_s: float, poll_s: float, longer_s: Mapping[str, float] | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self._lease, self._store, self._steps, self._metrics = lease, store, steps, metrics
         self._every_s, self._step_s, self._poll_s, self._now = every_s, step_s, poll_s, now
+        self._longer_s = longer_s or {}
         self._led, self._due = 0, 0.0
 
     async def run(self) -> None:
@@ -58,7 +61,7 @@ class Loop:
         cycle = Cycle(
             wish.id if wish is not None else uuid.uuid4().hex, self._now(), self._lease.name, token, wish is not None
         )
-        run = CycleRun(cycle, self._steps, limit_s=self._step_s)
+        run = CycleRun(cycle, self._steps, limit_s=lambda name: self._longer_s.get(name, self._step_s))
         steps = wish.steps if wish is not None else ()
         task = asyncio.create_task(run.run(lambda: self._still(token), steps))
         try:

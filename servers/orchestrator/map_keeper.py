@@ -40,6 +40,11 @@ class MapKeeper:
         self.shared = CognitiveMap()
 
     @property
+    def ledger_sequence(self) -> int:
+        """Up to where the ledger was read."""
+        return self._ledger.place.sequence
+
+    @property
     def refinement_micros(self) -> float | None:
         """What a refinement costs, by the latest examples; None before the first."""
         return self._ledger.refinement_micros

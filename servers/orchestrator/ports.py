@@ -1,7 +1,7 @@
 """What the orchestrator's core needs from outside. Methods of peers and stores may raise MeshError."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from hivemind.servers.orchestrator.cognitive_map import CognitiveMap, LedgerPart, ToldPart
@@ -45,12 +45,14 @@ class Router(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RoleState:
-    """A role as the registry has it. `challengers`: adapters that challenge or shadow, newest state first."""
+    """A role as the registry has it. `challengers`: adapters that challenge or shadow, newest state first; `shares`:
+    what they have of the traffic, in [0,1]."""
 
     role: str
     champion: str
     etag: str
     challengers: tuple[str, ...]
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,16 @@ class AdapterInfo:
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What a preview says: the verdict (PROMOTE, HOLD, ROLLBACK), and what a promotion has to name."""
+    """What a preview says: the verdict (PROMOTE, HOLD, ROLLBACK), and what a promotion has to name. `outcomes`: answers
+    or pairs of the adapter that were seen; `split_holds`: whether traffic is split as it should be."""
 
     adapter: str
     verdict: str
     reason: str
     preview_hash: str
     expected_champion: str
+    outcomes: int = 0
+    split_holds: bool = True
 
 
 class Registry(Protocol):
@@ -91,14 +96,67 @@ class Registry(Protocol):
     async def promotions(self, role: str) -> Sequence[float]:
         """When the latest promotions of a role were, Unix seconds, newest first."""
 
+    async def traffic_changes(self, role: str, adapter_id: str) -> Sequence[float]:
+        """When an adapter's traffic was changed lately, Unix seconds, newest first."""
+
     async def preview(self, role: str, adapter_id: str) -> Promotion:
         """What promoting would do."""
 
     async def shadow(self, state: RoleState, adapter_id: str, *, token: int) -> None:
         """Has an adapter answer in the background, if the role still is as it was."""
 
+    async def give(self, state: RoleState, adapter_id: str, share: float, *, token: int) -> None:
+        """Gives a challenger a share of the traffic, if the role still is as it was."""
+
     async def promote(self, role: str, promotion: Promotion, *, token: int) -> None:
         """Makes an adapter champion by its preview."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """For which roles the loop may act, the time between two promotions, or two changes of an adapter's traffic, in
+    seconds, and how many promotions there may be a day."""
+
+    roles: frozenset[str]
+    cooldown_s: float
+    max_per_day: int
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerNews:
+    """Where the online learner stands: its state by name, why, and its counts so far."""
+
+    state: str
+    note: str
+    waiting: int
+    learnt: int
+    published: int
+    refused: int
+    adapter_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """A training job: its state by name, whether that is its last, and the last platinum sequence it learnt from."""
+
+    id: str
+    state: str
+    last_sequence: int
+    error: str
+    final: bool
+
+
+class Trainer(Protocol):
+    """The Trainer."""
+
+    async def drain(self, token: int) -> LearnerNews:
+        """Has the online learner close its open batch; how it stands."""
+
+    async def jobs(self, role: str) -> Sequence[JobInfo]:
+        """The latest jobs of a role, newest first."""
+
+    async def start(self, role: str, *, key: str, token: int) -> JobInfo:
+        """Queues a job on the ledger and the default mixture; the same key has one effect. NO_TRAINING_DATA."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from hivemind.v1 import adapter_registry_pb2_grpc as rpc
 RPC_TIMEOUT_S: Final = 5.0
 _NEWEST: Final = 20
 _EVENTS: Final = 100
+_SPLIT_BROKEN: Final = 1000.0
+"""From this e-value on the registry does not believe that traffic is split as it should be (docs/adapters.md)."""
 
 T = TypeVar("T")
 
@@ -32,7 +34,7 @@ class RegistryClient:
     async def roles(self) -> Sequence[RoleState]:
         """See ports.Registry."""
         state = await _told(self._stub.GetState(pb.GetStateRequest(), **self._options()))
-        return [RoleState(r.role, r.champion, r.etag, tuple(c.adapter_id for c in r.challenges)) for r in state.roles]
+        return [_role(r) for r in state.roles]
 
     async def adapter(self, adapter_id: str) -> AdapterInfo:
         """See ports.Registry."""
@@ -46,22 +48,39 @@ class RegistryClient:
 
     async def promotions(self, role: str) -> Sequence[float]:
         """See ports.Registry."""
-        request = pb.ListEventsRequest(role=role, page_size=_EVENTS)
-        answer = await _told(self._stub.ListEvents(request, **self._options()))
-        return [e.time.ToNanoseconds() / 1e9 for e in answer.events if e.kind == pb.AdapterEvent.PROMOTED]
+        events = await self._events(role)
+        return [e.time.ToNanoseconds() / 1e9 for e in events if e.kind == pb.AdapterEvent.PROMOTED]
+
+    async def traffic_changes(self, role: str, adapter_id: str) -> Sequence[float]:
+        """See ports.Registry."""
+        events = [e for e in await self._events(role) if e.kind == pb.AdapterEvent.TRAFFIC_CHANGED]
+        return [e.time.ToNanoseconds() / 1e9 for e in events if e.adapter_id == adapter_id]
 
     async def preview(self, role: str, adapter_id: str) -> Promotion:
         """See ports.Registry."""
         request = pb.PreviewPromotionRequest(role=role, adapter_id=adapter_id)
         found = await _told(self._stub.PreviewPromotion(request, **self._options()))
         verdict = pb.PreviewPromotionResponse.Verdict.Name(found.verdict)
-        return Promotion(found.adapter_id, verdict, found.reason, found.preview_hash, found.expected_champion)
+        evidence = found.evidence
+        return Promotion(
+            found.adapter_id, verdict, found.reason, found.preview_hash, found.expected_champion,
+            outcomes=max(evidence.requests, evidence.pairs),
+            split_holds=evidence.sample_ratio_e_value < _SPLIT_BROKEN,
+        )  # fmt: skip
 
     async def shadow(self, state: RoleState, adapter_id: str, *, token: int) -> None:
         """See ports.Registry."""
         request = pb.SetTrafficRequest(
             role=state.role, adapter_id=adapter_id, shadow=True, etag=state.etag, fencing_token=token,
             idempotency_key=f"shadow-{token}-{adapter_id}",
+        )  # fmt: skip
+        await _told(self._stub.SetTraffic(request, **self._options()))
+
+    async def give(self, state: RoleState, adapter_id: str, share: float, *, token: int) -> None:
+        """See ports.Registry."""
+        request = pb.SetTrafficRequest(
+            role=state.role, adapter_id=adapter_id, traffic=share, etag=state.etag, fencing_token=token,
+            idempotency_key=f"ramp-{token}-{adapter_id}-{state.etag}",
         )  # fmt: skip
         await _told(self._stub.SetTraffic(request, **self._options()))
 
@@ -74,6 +93,10 @@ class RegistryClient:
         )  # fmt: skip
         await _told(self._stub.PromoteAdapter(request, **self._options()))
 
+    async def _events(self, role: str) -> Sequence[pb.AdapterEvent]:
+        request = pb.ListEventsRequest(role=role, page_size=_EVENTS)
+        return (await _told(self._stub.ListEvents(request, **self._options()))).events
+
     def _options(self) -> _Options:
         return {"timeout": RPC_TIMEOUT_S, "metadata": peer_metadata(self._api_key)}
 
@@ -83,6 +106,14 @@ async def _told(call: Awaitable[T]) -> T:
         return await call
     except grpc.aio.AioRpcError as error:
         raise told_by_peer(error, "the AdapterRegistry") from error
+
+
+def _role(message: pb.RoleState) -> RoleState:
+    challenges = message.challenges
+    return RoleState(
+        message.role, message.champion, message.etag, tuple(c.adapter_id for c in challenges),
+        {c.adapter_id: c.traffic for c in challenges},
+    )  # fmt: skip
 
 
 def _adapter(message: pb.Adapter) -> AdapterInfo:

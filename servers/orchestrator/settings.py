@@ -37,6 +37,14 @@ class OrchestratorSettings(ServerSettings):
     autopromote: str = ""
     autopromote_cooldown_s: float = Field(default=6 * 3600.0, ge=0)
     autopromote_max_per_day: int = Field(default=2, ge=1)
+    ramp_outcomes: int = Field(default=50, ge=0)
+    """Outcomes that a challenger without a verdict must have had at a share of the traffic before it gets the next one
+    (1, 5, 10, 25, 50%); 0: its share stays."""
+    train_every_examples: int = Field(default=500, ge=0)
+    """After how many new lines of the ledger a training job is started for the roles in `autopromote`; 0: none is."""
+    train_max_duration_s: float = Field(default=3600.0, ge=0)
+    train_max_cost_micros: int = Field(default=0, ge=0)
+    """The most that such a job may take and cost; 0: no limit."""
     neo4j_url: str = ""
     """Such as bolt://127.0.0.1:7687; empty: the map lies in runs/cognitive_map.json only."""
     neo4j_user: str = "neo4j"

@@ -12,10 +12,13 @@ from hivemind.servers.orchestrator.ports import (
     Governor,
     Money,
     OnlineUpdates,
+    Policy,
+    Promotion,
     Registry,
     RoleState,
     Router,
 )
+from hivemind.servers.orchestrator.ramp import Ramp
 from hivemind.servers.orchestrator.worth import Worth, worth_of
 
 GUESS_MICROS: Final = 5_000.0
@@ -101,31 +104,22 @@ def _told(worth: Worth, count: int) -> str:
 class PublishOnline:
     """Has online updates published."""
 
-    updates: OnlineUpdates | None
+    updates: OnlineUpdates
     name: str = "online"
 
     async def run(self, token: Token) -> Result:
         """See cycle.Step."""
-        if self.updates is None:
-            return Result("SKIPPED", "no online learner is configured")
         return await self.updates.publish(token=token())
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """For which roles the loop may act, the time between two promotions in seconds, and how many there may be a day."""
-
-    roles: frozenset[str]
-    cooldown_s: float
-    max_per_day: int
-
-
-@dataclass(frozen=True, slots=True)
 class Challengers:
-    """Has new adapters answer in the background, and promotes those whose evidence is for it."""
+    """Has new adapters answer in the background, gives challengers more traffic step by step while their evidence is
+    not enough for a verdict, and promotes those whose evidence is for it."""
 
     registry: Registry
     policy: Policy
+    ramp: Ramp
     now: Callable[[], float] = time.time
     name: str = "challengers"
 
@@ -135,30 +129,56 @@ class Challengers:
             return Result("SKIPPED", "no role may change by itself (autopromote is off)")
         did: list[str] = []
         seen: list[str] = []
+        challengers: set[str] = set()
         for role in await self.registry.roles():
             if role.role in self.policy.roles:
-                await self._shadow(role, token, did)
-                await self._promote(role, token, did, seen)
+                challengers |= set(role.challengers)
+                await self._look_after(role, token, did, seen)
+        self.ramp.forget_all_but(challengers)
         if did:
             return Result("DONE", "; ".join(did))
         return Result("SKIPPED", "; ".join(seen) or "nobody challenges")
 
-    async def _shadow(self, role: RoleState, token: Token, did: list[str]) -> None:
-        """Puts the newest adapter beside the champion, if it was never tried."""
-        fresh = next(iter(await self.registry.newest(role.role)), None)
-        if fresh is not None and _untried(fresh, role):
-            await self.registry.shadow(role, fresh.id, token=token())
-            did.append(f"{fresh.id} answers in the background")
-
-    async def _promote(self, role: RoleState, token: Token, did: list[str], seen: list[str]) -> None:
+    async def _look_after(self, role: RoleState, token: Token, did: list[str], seen: list[str]) -> None:
+        """Changes a role once at the most: what was read of it holds no longer then."""
+        changed = await self._shadow(role, token)
         for adapter in role.challengers:
             found = await self.registry.preview(role.role, adapter)
-            why_not = "" if found.verdict != "PROMOTE" else await self._too_soon(role.role)
-            if found.verdict == "PROMOTE" and not why_not:
-                await self.registry.promote(role.role, found, token=token())
-                did.append(f"{adapter} promoted: {found.reason}")
-                return
-            seen.append(f"{adapter}: {found.verdict}, {why_not or found.reason}")
+            if changed is None and found.verdict == "PROMOTE":
+                changed = await self._promote(role, found, token, seen)
+            elif changed is None and found.verdict == "HOLD" and found.split_holds:
+                changed = await self._raise(role, found, token, seen)
+            else:
+                seen.append(f"{adapter}: {found.verdict}, {found.reason}")
+        if changed is not None:
+            did.append(changed)
+
+    async def _shadow(self, role: RoleState, token: Token) -> str | None:
+        """Puts the newest adapter beside the champion, if it was never tried."""
+        fresh = next(iter(await self.registry.newest(role.role)), None)
+        if fresh is None or not _untried(fresh, role):
+            return None
+        await self.registry.shadow(role, fresh.id, token=token())
+        return f"{fresh.id} answers in the background"
+
+    async def _promote(self, role: RoleState, found: Promotion, token: Token, seen: list[str]) -> str | None:
+        why_not = await self._too_soon(role.role)
+        if why_not:
+            seen.append(f"{found.adapter}: {found.verdict}, {why_not}")
+            return None
+        await self.registry.promote(role.role, found, token=token())
+        return f"{found.adapter} promoted: {found.reason}"
+
+    async def _raise(self, role: RoleState, found: Promotion, token: Token, seen: list[str]) -> str | None:
+        """The next share, where it has had enough outcomes and time at the one it has."""
+        share, given = role.shares.get(found.adapter, 0.0), sum(role.shares.values())
+        following = self.ramp.next_share(found.adapter, share, found.outcomes, given=given)
+        lately = await self.registry.traffic_changes(role.role, found.adapter) if following is not None else ()
+        if following is None or (lately and self.now() - lately[0] < self.policy.cooldown_s):
+            seen.append(f"{found.adapter}: {found.verdict}, {found.reason}")
+            return None
+        await self.registry.give(role, found.adapter, following, token=token())
+        return f"{found.adapter} gets {following:.0%} of the traffic, after {found.outcomes} outcomes"
 
     async def _too_soon(self, role: str) -> str:
         now = self.now()

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import structlog
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.looking import keep_looking
 from hivemind.servers.common.tasks import end_tasks
 from hivemind.servers.trainer import jobs
 from hivemind.servers.trainer.jobs import Ended, Job, Patience
@@ -69,16 +70,7 @@ class Conductor:
 
     async def run(self) -> None:
         """Looks for jobs for ever, and outlives an absent store."""
-        lost = False
-        while True:
-            try:
-                await self._look()
-                lost = False
-            except MeshError as error:
-                if not lost:
-                    _log.warning("store_lost", reason=error.reason)
-                lost = True
-            await asyncio.sleep(self._pace.poll_s)
+        await keep_looking(self._look, every_s=self._pace.poll_s)
 
     def begin_drain(self) -> None:
         """Takes no more jobs."""

@@ -1,5 +1,6 @@
 """The AdapterRegistry as the Trainer sees it."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
@@ -9,6 +10,7 @@ from hivemind.servers.common.channels import peer_metadata
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.status import told_by_peer
 from hivemind.servers.trainer.jobs import Job
+from hivemind.servers.trainer.learner_folder import Outcome, Publication
 from hivemind.servers.trainer.ports import Champion
 from hivemind.v1 import adapter_registry_pb2 as pb
 from hivemind.v1 import adapter_registry_pb2_grpc
@@ -17,6 +19,7 @@ _log = structlog.get_logger()
 
 REGISTER_TIMEOUT_S: Final = 60.0
 STATE_TIMEOUT_S: Final = 5.0
+OUTCOMES_AT_ONCE: Final = 500
 _REFUSALS: Final = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -37,20 +40,51 @@ class RegistryClient:
 
     async def register(self, job: Job, path: str) -> str:
         """See ports.Registry."""
-        request = pb.RegisterAdapterRequest(role=job.order.role, path=path, idempotency_key=f"train-{job.id}")
+        return await self._register(job.order.role, path, parent="", key=f"train-{job.id}", shadow=False)
+
+    async def publish(self, publication: Publication, path: str, *, shadow: bool) -> str:
+        """See learner_keeper.Registry."""
+        parent = publication.parent
+        return await self._register(publication.role, path, parent=parent, key=publication.key, shadow=shadow)
+
+    async def retire(self, role: str, adapter_id: str) -> None:
+        """See learner_keeper.Registry."""
+        key = f"retire-{adapter_id}"
+        request = pb.SetTrafficRequest(role=role, adapter_id=adapter_id, traffic=0.0, idempotency_key=key)
+        try:
+            await self._stub.SetTraffic(request, timeout=STATE_TIMEOUT_S, metadata=self._metadata())
+        except grpc.aio.AioRpcError as error:
+            raise _told(error) from error
+
+    async def record(self, role: str, outcomes: Sequence[Outcome]) -> None:
+        """See learner_keeper.Registry."""
+        for begin in range(0, len(outcomes), OUTCOMES_AT_ONCE):
+            found = (
+                pb.Outcome(request_id=o.request_id, role=role, adapter_id=o.adapter_id, compared_with=o.compared_with,
+                           score=o.score)
+                for o in outcomes[begin : begin + OUTCOMES_AT_ONCE]
+            )  # fmt: skip
+            request = pb.RecordOutcomesRequest(outcomes=found)
+            try:
+                await self._stub.RecordOutcomes(request, timeout=STATE_TIMEOUT_S, metadata=self._metadata())
+            except grpc.aio.AioRpcError as error:
+                raise _told(error) from error
+
+    async def _register(self, role: str, path: str, *, parent: str, key: str, shadow: bool) -> str:
+        request = pb.RegisterAdapterRequest(role=role, path=path, parent=parent, idempotency_key=key)
         try:
             adapter = await self._stub.RegisterAdapter(request, timeout=REGISTER_TIMEOUT_S, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
             raise _told(error) from error
-        if self._traffic and adapter.state == pb.Adapter.REGISTERED:
-            await self._challenge(job, adapter.id)
+        if (self._traffic or shadow) and adapter.state == pb.Adapter.REGISTERED:
+            await self._challenge(role, adapter.id, key=f"{key}-traffic", shadow=shadow)
         return adapter.id
 
-    async def _challenge(self, job: Job, adapter_id: str) -> None:
+    async def _challenge(self, role: str, adapter_id: str, *, key: str, shadow: bool) -> None:
         """Lets the adapter challenge; where the challengers have all that they may have, it waits for its turn."""
-        key = f"train-{job.id}-traffic"
+        traffic = 0.0 if shadow else self._traffic
         request = pb.SetTrafficRequest(
-            role=job.order.role, adapter_id=adapter_id, traffic=self._traffic, idempotency_key=key
+            role=role, adapter_id=adapter_id, traffic=traffic, shadow=shadow, idempotency_key=key
         )
         try:
             await self._stub.SetTraffic(request, timeout=STATE_TIMEOUT_S, metadata=self._metadata())

@@ -9,6 +9,7 @@ from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.status import to_status
 from hivemind.servers.trainer import translate
 from hivemind.servers.trainer.admission import Admissions
+from hivemind.servers.trainer.learner import LearnerDesk
 from hivemind.servers.trainer.ports import Store
 from hivemind.v1 import trainer_pb2 as pb
 from hivemind.v1 import trainer_pb2_grpc
@@ -17,8 +18,8 @@ from hivemind.v1 import trainer_pb2_grpc
 class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
     """See trainer.proto."""
 
-    def __init__(self, admissions: Admissions, store: Store) -> None:
-        self._admissions, self._store = admissions, store
+    def __init__(self, admissions: Admissions, store: Store, desk: LearnerDesk) -> None:
+        self._admissions, self._store, self._desk = admissions, store, desk
 
     async def StartTraining(self, request: pb.StartTrainingRequest, context: Any) -> pb.StartTrainingResponse:
         """See trainer.proto."""
@@ -51,3 +52,30 @@ class TrainerService(trainer_pb2_grpc.TrainerServiceServicer):
         except MeshError as error:
             yield pb.WatchJobResponse(error=to_status(error, current_call.get().request_id))
             raise
+
+    async def SubmitExamples(self, request: pb.SubmitExamplesRequest, context: Any) -> pb.SubmitExamplesResponse:
+        """See trainer.proto."""
+        sent = translate.submissions_of(request, current_call.get().tenant)
+        call = translate.call_of(request)
+        return translate.taken_of(
+            await self._desk.submit(translate.role_of(request), sent, request.fencing_token, call)
+        )
+
+    async def GetLearner(self, request: pb.GetLearnerRequest, context: Any) -> pb.OnlineLearner:
+        """See trainer.proto."""
+        return translate.learner_of(await self._desk.get(translate.role_of(request)))
+
+    async def PauseLearner(self, request: pb.PauseLearnerRequest, context: Any) -> pb.OnlineLearner:
+        """See trainer.proto."""
+        role, call = translate.role_of(request), translate.call_of(request)
+        return translate.learner_of(await self._desk.steer(role, "pause", call, reason=request.reason))
+
+    async def ResumeLearner(self, request: pb.ResumeLearnerRequest, context: Any) -> pb.OnlineLearner:
+        """See trainer.proto."""
+        role, call = translate.role_of(request), translate.call_of(request)
+        return translate.learner_of(await self._desk.steer(role, "resume", call))
+
+    async def DrainLearner(self, request: pb.DrainLearnerRequest, context: Any) -> pb.OnlineLearner:
+        """See trainer.proto."""
+        role, call = translate.role_of(request), translate.call_of(request)
+        return translate.learner_of(await self._desk.steer(role, "drain", call, token=request.fencing_token))

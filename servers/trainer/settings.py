@@ -38,3 +38,23 @@ class TrainerSettings(ServerSettings):
     train_niceness: int = Field(default=10, ge=0, le=19)
     train_cpu_price_per_hour_micros: int = Field(default=0, ge=0)
     train_gpu_price_per_hour_micros: int = Field(default=0, ge=0)
+    learn: bool = True
+    """Whether this Trainer runs the online learner; examples are taken in any case."""
+    learn_poll_s: float = Field(default=0.5, gt=0)
+    learn_lease_s: float = Field(default=15.0, gt=0)
+    """How long a Trainer that does not renew it keeps the learner."""
+    learn_retry_s: float = Field(default=2.0, ge=0)
+    """How long after it ended unasked the learner is started again; the time doubles."""
+    learn_champion_s: float = Field(default=2.0, gt=0)
+    """How often is looked who is champion."""
+    learn_grace_s: float = Field(default=7.0, gt=0)
+    """How long the learner may take to save its state when it is to end."""
+    learn_keep: int = Field(default=2, ge=1)
+    """How many of the learner's versions challenge at the same time; older ones are retired."""
+    learn_shadow: bool = False
+    """Whether a new version only answers in the background, instead of having `challenger_traffic`."""
+    learn_inbox: int = Field(default=10_000, gt=0)
+    """Most examples that wait for the online learner."""
+    learn_inbox_share: float = Field(default=0.5, gt=0, le=1)
+    """The share of them that may be one tenant's."""
+    learn_max_example_bytes: int = Field(default=16_384, gt=0)

@@ -1,12 +1,16 @@
 """Between the messages of trainer.proto and the Trainer's core."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Final
 
+from hivemind.servers.common.context import DEFAULT_TENANT
 from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.translate import duration, page_size, timestamp
 from hivemind.servers.trainer.jobs import Job, Progress
-from hivemind.servers.trainer.order import DataSelection, Order, Recipe
+from hivemind.servers.trainer.learner import Standing, Taken
+from hivemind.servers.trainer.lesson import Submission, Turn
+from hivemind.servers.trainer.order import DEFAULT_ROLE, DataSelection, Order, Recipe
 from hivemind.servers.trainer.ports import Call
 from hivemind.v1 import trainer_pb2 as pb
 
@@ -28,7 +32,26 @@ def order_of(message: pb.StartTrainingRequest) -> Order:
     )
 
 
-def call_of(message: pb.StartTrainingRequest | pb.CancelJobRequest) -> Call:
+Changing = (
+    pb.StartTrainingRequest
+    | pb.CancelJobRequest
+    | pb.SubmitExamplesRequest
+    | pb.PauseLearnerRequest
+    | pb.ResumeLearnerRequest
+    | pb.DrainLearnerRequest
+)
+"""The requests that take an idempotency key."""
+OfRole = (
+    pb.SubmitExamplesRequest
+    | pb.GetLearnerRequest
+    | pb.PauseLearnerRequest
+    | pb.ResumeLearnerRequest
+    | pb.DrainLearnerRequest
+)
+"""The requests that name the role of a learner."""
+
+
+def call_of(message: Changing) -> Call:
     """The idempotency key, and what tells this request from another one with the same key."""
     key = message.idempotency_key
     if len(key) > MAX_KEY:
@@ -83,6 +106,43 @@ def progress_of(progress: Progress) -> pb.TrainingProgress:
         tokens_per_second=progress.tokens_per_second,
         eta=duration(min(progress.eta_s, _LONGEST_S)),
     )
+
+
+def role_of(message: OfRole) -> str:
+    """The role of the learner that is meant."""
+    return message.role or DEFAULT_ROLE
+
+
+def submissions_of(message: pb.SubmitExamplesRequest, caller: str) -> Sequence[Submission]:
+    """The examples as they were sent. A caller that names itself by header teaches in its own name."""
+    return [
+        Submission(
+            e.platinum_id, e.sequence, caller or e.tenant or DEFAULT_TENANT, e.domain,
+            tuple(Turn(m.role, m.content) for m in e.messages), e.answer,
+        )
+        for e in message.examples
+    ]  # fmt: skip
+
+
+def taken_of(taken: Taken) -> pb.SubmitExamplesResponse:
+    """What became of examples."""
+    return pb.SubmitExamplesResponse(accepted=taken.accepted, duplicates=taken.duplicates, refused=taken.refused)
+
+
+def learner_of(standing: Standing) -> pb.OnlineLearner:
+    """The learner as the contract has it."""
+    status = standing.status
+    message = pb.OnlineLearner(
+        role=standing.role, state=pb.OnlineLearner.State.Value(standing.state), note=standing.note,
+        waiting=standing.waiting, learnt=status.learnt, held_out=status.held_out, batches=status.batches,
+        published=status.published, refused=status.refused, steps=status.steps, cpu_seconds=status.cpu_seconds,
+        last_sequence=status.last_sequence, adapter_id=status.adapter_id, evaluation=status.evaluation,
+        set_aside=status.set_aside,
+    )  # fmt: skip
+    for field, seconds in (("batch_close_time", status.batch_closed), ("publish_time", status.published_at)):
+        if seconds:
+            getattr(message, field).CopyFrom(timestamp(seconds))
+    return message
 
 
 def _selection(message: pb.TrainingData) -> DataSelection:

@@ -106,7 +106,7 @@ class Consumer:
 
 
 @asynccontextmanager
-async def arbiter(folder: Path, redis: RedisProcess, **settings: Any) -> AsyncIterator[Rig]:
+async def arbiter(folder: Path, redis: RedisProcess, *, port: int = 0, **settings: Any) -> AsyncIterator[Rig]:
     """Runs a server on a ledger's folder."""
     given = {"datasets": folder, "platinum_heartbeat_s": 0.1, "platinum_poll_s": 0.02, "ledger_poll_s": 0.02}
     made = ArbiterSettings(**{**given, **settings})
@@ -119,7 +119,7 @@ async def arbiter(folder: Path, redis: RedisProcess, **settings: Any) -> AsyncIt
         platinum.ledger, platinum.streams, NoQueue(), refining.refinery, refining.nominations, deadline_s=10.0
     )
     rpc.add_ArbiterServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     loops = [asyncio.create_task(platinum.ledger.follow()), asyncio.create_task(platinum.streams.watch_lag(0.05))]
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")

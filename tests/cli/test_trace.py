@@ -27,14 +27,25 @@ def adapter(name: str, first: int, last: int, time: str) -> dict[str, Any]:
 def record(name: str, time: str, adapter_id: str = "", error: str = "") -> dict[str, Any]:
     decision = {"strategy": "single", "chosen_model": "courier", "domain": "facts"}
     calls = [{"adapter": adapter_id, "error": error}]
-    return {"request_id": name, "create_time": time, "decision": decision, "calls": calls, "outcome": "OK"}
+    nomination = "SAMPLE" if name == "r1" else ""
+    return {
+        "request_id": name, "create_time": time, "decision": decision, "calls": calls, "outcome": "OK",
+        "nomination": nomination,
+    }  # fmt: skip
 
 
 class Api:
     """Answers as the mesh would."""
 
-    def __init__(self, requests: list[dict[str, Any]], adapters: list[dict[str, Any]], *, kept: bool = True) -> None:
-        self.requests, self.adapters, self.kept = requests, adapters, kept
+    def __init__(
+        self,
+        requests: list[dict[str, Any]],
+        adapters: list[dict[str, Any]],
+        *,
+        kept: bool = True,
+        learnt: int | None = 9,
+    ) -> None:
+        self.requests, self.adapters, self.kept, self.learnt = requests, adapters, kept, learnt
 
     def get(self, path: str) -> Any:
         if path == "/api/platinum/e1":
@@ -43,6 +54,10 @@ class Api:
             if not self.kept:
                 raise CommandError("the mesh answered 404")
             return record("r1", "2026-11-24T10:00:00Z")
+        if path == "/api/learner":
+            if self.learnt is None:
+                raise CommandError("the Trainer does not answer")
+            return {"last_sequence": str(self.learnt), "waiting": "2", "published": "3", "state": "WAITING"}
         if path.startswith("/api/adapters?"):
             return {"adapters": self.adapters, "next_page_token": ""}
         begin = int(path.rpartition("page_token=")[2] or 0)
@@ -77,15 +92,20 @@ def test_the_way_goes_from_the_request_to_the_first_answer_of_an_adapter_that_le
     assert found["first_answer"]["request_id"] == "r8"
     assert found["missing"] == []
     lines = shown(found).splitlines()
-    assert [line.split()[1] for line in lines] == ["request", "example", "adapter", "answer"]
-    assert "score 0.20 -> 0.90" in lines[1]
+    assert [line[21:30].strip() for line in lines] == [
+        "request", "nominated", "example", "learner", "adapter", "answer",
+    ]  # fmt: skip
+    assert "score 0.20 -> 0.90" in lines[2]
 
 
 def test_what_is_not_known_is_said() -> None:
-    early = trace(Api([], []), "e1")  # type: ignore[arg-type]
+    early = trace(Api([], [], learnt=4), "e1")  # type: ignore[arg-type]
+    alone = trace(Api([], [], learnt=None), "e1")  # type: ignore[arg-type]
     late = trace(Api([record("r9", "2026-11-24T10:09:00Z")], ADAPTERS, kept=False), "e1")  # type: ignore[arg-type]
 
     assert early["missing"] == ["no adapter has learnt it yet"]
+    assert "has learnt up to sequence 4; 2 examples wait" in shown(early)
+    assert alone["missing"][0] == "where the online learner stands: the Trainer does not answer"
     assert late["request"] is None
     assert late["missing"][0] == "the record of request r1 is no longer kept"
     assert late["missing"][1].startswith("no request that is still kept")

@@ -133,6 +133,7 @@ def test_grpc_web_works_through_envoy(client: httpx.Client) -> None:
 
 def test_the_hivemind_command_answers(mesh: RunningMesh) -> None:
     asked = mesh.command("ask", "Name three colours.", "--max-tokens", "20")
+    mesh.wait_ready()
     status = json.loads(mesh.command("status", "--json").stdout)
 
     assert "courier" in asked.stdout

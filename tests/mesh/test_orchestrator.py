@@ -17,9 +17,9 @@ def test_somebody_leads_and_a_cycle_can_be_asked_for(client: httpx.Client, mesh:
     assert status["is_leader"]
     assert cycle.status_code == 200, cycle.text
     outcomes = {s["name"]: (s["outcome"], s["note"]) for s in cycle.json()["steps"]}
-    assert list(outcomes) == ["platinum", "map", "refine", "online", "challengers", "housekeeping"]
+    assert list(outcomes) == ["platinum", "map", "refine", "online", "train", "challengers", "housekeeping"]
     assert [text for outcome, text in outcomes.values() if outcome == "FAILED"] == []
-    assert outcomes["online"] == ("SKIPPED", "no online learner is configured")
+    assert outcomes["train"] == ("SKIPPED", "no role may change by itself (autopromote is off)")
     assert f"{status['leader']} leads" in shown.stdout
     assert cycle.json()["id"] in {c["id"] for c in history["cycles"]}
 

@@ -38,6 +38,7 @@ def expressions(path: Path) -> Iterator[str]:
 
 def exported(mesh: RunningMesh) -> set[str]:
     """Every name that a query may use: families, and the parts of histograms."""
+    mesh.wait_ready()  # what no answer needs is started after the first one
     names: set[str] = set()
     for target in json.loads((mesh.home / "run" / "prometheus_targets.json").read_text()):
         path = target["labels"].get("__metrics_path__", "/metrics")

@@ -187,6 +187,7 @@ def test_a_changed_config_is_taken_over_and_a_broken_one_is_not(tmp_path: Path, 
 
 
 def test_prometheus_targets_name_every_process_and_each_answers(mesh: RunningMesh) -> None:
+    mesh.wait_ready()
     targets = json.loads((mesh.home / "run" / "prometheus_targets.json").read_text())
 
     assert {t["labels"]["process"] for t in targets} == {*mesh.plan["processes"], "envoy"}

@@ -55,10 +55,12 @@ class ScriptedRegistry:
     adapters: dict[str, AdapterInfo] = field(default_factory=dict)
     previews: dict[str, Promotion] = field(default_factory=dict)
     promoted_at: list[float] = field(default_factory=list)
+    shares: dict[str, float] = field(default_factory=dict)
+    changed_at: list[float] = field(default_factory=list)
     did: list[tuple[str, str, int]] = field(default_factory=list)
 
     async def roles(self) -> Sequence[RoleState]:
-        return [RoleState(ROLE, self.champion, "etag", self.challengers)]
+        return [RoleState(ROLE, self.champion, "etag", self.challengers, self.shares)]
 
     async def adapter(self, adapter_id: str) -> AdapterInfo:
         return self.adapters[adapter_id]
@@ -68,6 +70,13 @@ class ScriptedRegistry:
 
     async def promotions(self, role: str) -> Sequence[float]:
         return self.promoted_at
+
+    async def traffic_changes(self, role: str, adapter_id: str) -> Sequence[float]:
+        return self.changed_at
+
+    async def give(self, state: RoleState, adapter_id: str, share: float, *, token: int) -> None:
+        self.shares[adapter_id] = share
+        self.did.append((f"give {share}", adapter_id, token))
 
     async def preview(self, role: str, adapter_id: str) -> Promotion:
         return self.previews[adapter_id]

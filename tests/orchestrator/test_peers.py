@@ -12,9 +12,10 @@ from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.orchestrator.governor_client import GovernorClient
 from hivemind.servers.orchestrator.lease import Lease
-from hivemind.servers.orchestrator.ports import Money, RoleState
+from hivemind.servers.orchestrator.ports import Money, Policy, RoleState
+from hivemind.servers.orchestrator.ramp import Ramp
 from hivemind.servers.orchestrator.registry_client import RegistryClient
-from hivemind.servers.orchestrator.steps import Challengers, Policy
+from hivemind.servers.orchestrator.steps import Challengers
 from hivemind.servers.orchestrator.store_redis import RedisStore
 from hivemind.v1 import common_pb2, governor_pb2
 from tests.support.arbiter_rig import running_arbiter
@@ -50,7 +51,7 @@ async def leases(empty_redis: RedisProcess) -> AsyncIterator[tuple[Lease, Lease]
 
 
 def step(client: RegistryClient, registry: Rig) -> Challengers:
-    return Challengers(client, Policy(frozenset({ROLE}), 0.0, 5), now=lambda: registry.time[0])
+    return Challengers(client, Policy(frozenset({ROLE}), 0.0, 5), Ramp(50), now=lambda: registry.time[0])
 
 
 async def state_of(client: RegistryClient) -> RoleState:
@@ -78,6 +79,26 @@ async def test_an_adapter_goes_from_registered_to_shadow_to_champion_by_its_evid
     assert len(await client.promotions(ROLE)) == 1
     assert (await client.adapter(adapter.id)).state == "CHAMPION"
     assert (await registry.events())[0].reason.startswith("automatic: ")
+
+
+async def test_a_challenger_that_answers_well_gets_more_of_the_real_traffic_under_the_token(
+    registry: Rig, client: RegistryClient, leases: tuple[Lease, Lease]
+) -> None:
+    leader, _ = leases
+    await leader.beat()
+    name = await registry.challenger(0.01)
+    looked = step(client, registry)
+
+    first = await looked.run(leader.token)
+    await registry.serve(name, 60)
+    await registry.serve("", 60, name="champion")
+    second = await looked.run(leader.token)
+    third = await looked.run(leader.token)
+
+    assert (first.outcome, third.outcome) == ("SKIPPED", "SKIPPED")
+    assert second.note == f"{name} gets 5% of the traffic, after 60 outcomes"
+    assert (await state_of(client)).shares == {name: 0.05}
+    assert len(await client.traffic_changes(ROLE, name)) == 2
 
 
 async def test_a_leader_that_was_followed_is_refused_by_the_registry(

@@ -4,12 +4,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hivemind.servers.orchestrator.cognitive_map import CognitiveMap
 from hivemind.servers.orchestrator.cycle import Result
 from hivemind.servers.orchestrator.domains import Skill
-from hivemind.servers.orchestrator.ports import Answered, Money, Promotion
-from hivemind.servers.orchestrator.steps import Challengers, Policy, PublishOnline, Refine
+from hivemind.servers.orchestrator.ports import Answered, Money, Policy, Promotion
+from hivemind.servers.orchestrator.ramp import SHARES, Ramp
+from hivemind.servers.orchestrator.steps import Challengers, Refine
 from hivemind.servers.orchestrator.worth import worth_of
 from tests.orchestrator.ledgers import opened, store
 from tests.orchestrator.rig import ROLE, Rig, ScriptedGovernor, adapter, rig
@@ -100,12 +103,8 @@ async def test_nothing_is_nominated_where_nothing_can_be_refined(
     assert running.router.nominated == []
 
 
-async def test_without_an_online_learner_the_step_says_so(running: Rig) -> None:
-    assert await PublishOnline(None).run(running.lease.token) == Result("SKIPPED", "no online learner is configured")
-
-
-def challengers(running: Rig, policy: Policy = ON) -> Challengers:
-    return Challengers(running.registry, policy, now=lambda: NOW)
+def challengers(running: Rig, policy: Policy = ON, ramp: int = 50) -> Challengers:
+    return Challengers(running.registry, policy, Ramp(ramp), now=lambda: NOW)
 
 
 def judged(running: Rig, verdict: str) -> None:
@@ -170,3 +169,69 @@ async def test_a_role_without_autopromotion_is_left_to_people(running: Rig) -> N
 
     assert "autopromote is off" in result.note
     assert running.registry.did == []
+
+
+def seen(running: Rig, outcomes: int, *, split_holds: bool = True) -> None:
+    running.registry.previews[NAME] = Promotion(
+        NAME, "HOLD", "too few pairs", "hash", "implementer-v000001", outcomes, split_holds
+    )
+
+
+async def test_a_challenger_without_a_verdict_gets_more_traffic_step_by_step(running: Rig) -> None:
+    judged(running, "HOLD")
+    step, given, shares = challengers(running, Policy(frozenset({ROLE}), 0.0, 2)), [], []
+    for round_ in range(8):
+        seen(running, 50 * round_)
+        given.append((await step.run(running.lease.token)).note)
+        shares.append(running.registry.shares.get(NAME, 0.0))
+        await step.run(running.lease.token)
+
+    assert shares == [0.0, *SHARES, 0.5, 0.5]
+    assert given[1] == f"{NAME} gets 1% of the traffic, after 50 outcomes"
+    assert given[-1] == f"{NAME}: HOLD, too few pairs"
+    assert running.registry.did[0] == ("give 0.01", NAME, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "split_holds", "changed_at", "ramp"),
+    [(49, True, [], 50), (500, False, [], 50), (500, True, [NOW - 60], 50), (500, True, [], 0)],
+    ids=["too few outcomes", "traffic is not split as it should be", "too soon", "switched off"],
+)
+async def test_a_share_stays_where_it_must(
+    running: Rig, outcomes: int, split_holds: bool, changed_at: list[float], ramp: int
+) -> None:
+    judged(running, "HOLD")
+    step = challengers(running, ramp=ramp)
+    seen(running, 0)
+    await step.run(running.lease.token)
+    running.registry.changed_at = changed_at
+    seen(running, outcomes, split_holds=split_holds)
+
+    assert (await step.run(running.lease.token)).outcome == "SKIPPED"
+    assert running.registry.did == []
+
+
+async def test_all_challengers_together_get_half_at_most(running: Rig) -> None:
+    judged(running, "HOLD")
+    running.registry.shares = {NAME: 0.25, "implementer-v000003": 0.1}
+    step = challengers(running)
+    for outcomes in (0, 900):
+        seen(running, outcomes)
+        await step.run(running.lease.token)
+
+    assert running.registry.did == []
+
+
+@given(st.lists(st.integers(0, 300), max_size=40), st.integers(1, 100))
+def test_a_share_only_grows_by_one_step_and_only_after_its_outcomes(news: list[int], least: int) -> None:
+    ramp, share, outcomes, since = Ramp(least), 0.0, 0, 0
+    for new in news:
+        outcomes += new
+        found = ramp.next_share("a", share, outcomes, given=share)
+        if found is not None:
+            assert found == min(s for s in SHARES if s > share)
+            assert outcomes - since >= least
+            share, since = found, outcomes
+            ramp.next_share("a", share, outcomes, given=share)
+        elif outcomes == news[0]:
+            since = outcomes

@@ -334,6 +334,23 @@ async def test_what_replicas_hold_stands_in_the_state_and_is_pushed(
     assert rig.registry.desired(ROLE) == {champion: str(tmp_path / "adapters" / ROLE / "v000001")}
 
 
+async def test_replicas_are_to_hold_the_newest_version_too_until_it_was_tried_and_put_away(rig: Rig) -> None:
+    champion = await rig.champion()
+    older, newest = (await rig.register()).id, (await rig.register()).id
+    await rig.state()
+    fresh = list(rig.registry.desired(ROLE))
+    await rig.traffic(newest, 0.1)
+    await rig.traffic(older, 0.0, shadow=True)
+    await rig.state()
+    challenging = list(rig.registry.desired(ROLE))
+    await rig.traffic(newest, 0.0)
+    await rig.state()
+
+    assert fresh == [champion, newest]
+    assert challenging == [champion, newest, older]
+    assert list(rig.registry.desired(ROLE)) == [champion, older]
+
+
 async def test_a_store_that_is_gone_is_told_quickly_and_comes_back(rig: Rig, empty_redis: RedisProcess) -> None:
     champion = await rig.champion()
     empty_redis.kill()

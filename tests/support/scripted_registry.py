@@ -17,6 +17,7 @@ class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
     champion: tuple[str, str] | None = None
     calls: list[pb.RegisterAdapterRequest] = field(default_factory=list)
     traffic: list[pb.SetTrafficRequest] = field(default_factory=list)
+    outcomes: list[pb.Outcome] = field(default_factory=list)
     full: bool = False
     known: dict[str, str] = field(default_factory=dict)
     port: int = 0
@@ -44,6 +45,10 @@ class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
         if self.full:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "all challengers get half of the traffic at most")
         return pb.RoleState(role=request.role)
+
+    async def RecordOutcomes(self, request: pb.RecordOutcomesRequest, context: Any) -> pb.RecordOutcomesResponse:
+        self.outcomes += request.outcomes
+        return pb.RecordOutcomesResponse(recorded=len(request.outcomes))
 
     async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.RegistryState:
         champion = self.champion[0] if self.champion else ""

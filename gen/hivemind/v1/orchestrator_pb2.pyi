@@ -334,7 +334,7 @@ class RunCycleRequest(_message.Message):
     """The same key twice within 24 hours has one effect."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these steps (`platinum`, `map`, `refine`, `online`, `challengers`, `housekeeping`); empty: all."""
+        """Only these steps (`platinum`, `map`, `refine`, `online`, `train`, `challengers`, `housekeeping`); empty: all."""
 
     def __init__(
         self,

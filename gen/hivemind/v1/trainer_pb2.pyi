@@ -604,10 +604,13 @@ class SubmitExamplesRequest(_message.Message):
     EXAMPLES_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """The same key twice within 24 hours has one effect."""
     fencing_token: _builtins.int
     """The leader's token, where the loop makes the call."""
+    role: _builtins.str
+    """The adapter role that learns from them; empty: `implementer`."""
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingExample]:
         """The examples."""
@@ -618,10 +621,11 @@ class SubmitExamplesRequest(_message.Message):
         examples: _abc.Iterable[Global___TrainingExample] | None = ...,
         idempotency_key: _builtins.str = ...,
         fencing_token: _builtins.int = ...,
+        role: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "fencing_token", b"fencing_token", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "fencing_token", b"fencing_token", "idempotency_key", b"idempotency_key", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,7 +710,10 @@ class SubmitExamplesResponse(_message.Message):
     """How many were known already."""
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """How many were refused, by reason."""
+        """How many were refused, by reason: `consent` (the tenant does not consent), `shape` (not a conversation that ends with a
+        question, or no answer), `size`, `contradiction` (the same question was taught with another answer before) and
+        `tenant_share` (the tenant has as much waiting as it may have).
+        """
 
     def __init__(
         self,
@@ -784,6 +791,26 @@ class OnlineLearner(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SetAsideEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ROLE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
@@ -800,6 +827,7 @@ class OnlineLearner(_message.Message):
     BATCH_CLOSE_TIME_FIELD_NUMBER: _builtins.int
     PUBLISH_TIME_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """The adapter role."""
     state: Global___OnlineLearner.State.ValueType
@@ -838,6 +866,10 @@ class OnlineLearner(_message.Message):
     def evaluation(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """What the gate measured last: name to value."""
 
+    @_builtins.property
+    def set_aside(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Examples that were taken and are not learnt, by reason: `outlier`, `length`, `forgotten`."""
+
     def __init__(
         self,
         *,
@@ -857,10 +889,11 @@ class OnlineLearner(_message.Message):
         batch_close_time: _timestamp_pb2.Timestamp | None = ...,
         publish_time: _timestamp_pb2.Timestamp | None = ...,
         evaluation: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        set_aside: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch_close_time", b"batch_close_time", "publish_time", b"publish_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "batch_close_time", b"batch_close_time", "batches", b"batches", "cpu_seconds", b"cpu_seconds", "evaluation", b"evaluation", "held_out", b"held_out", "last_sequence", b"last_sequence", "learnt", b"learnt", "note", b"note", "publish_time", b"publish_time", "published", b"published", "refused", b"refused", "role", b"role", "state", b"state", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "batch_close_time", b"batch_close_time", "batches", b"batches", "cpu_seconds", b"cpu_seconds", "evaluation", b"evaluation", "held_out", b"held_out", "last_sequence", b"last_sequence", "learnt", b"learnt", "note", b"note", "publish_time", b"publish_time", "published", b"published", "refused", b"refused", "role", b"role", "set_aside", b"set_aside", "state", b"state", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,53 @@
+-- Takes lessons into the inbox of a learner, all of a call in one step, each at most once.
+-- KEYS: inbox, known, answers, shares, fence, repeat ('' is none)
+-- ARGV: fingerprint, fencing token, most lessons in the inbox, most of one tenant, most that are remembered,
+--   then per lesson: id, question mark, answer mark, tenant, JSON.
+-- Answers {'OK', outcome of each: taken, duplicate, contradiction or tenant_share}, {'REUSED'}, {'STALE', newest token},
+--   {'FULL', lessons that wait}.
+local inbox, known, answers, shares, fence, again = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local fingerprint, token = ARGV[1], tonumber(ARGV[2])
+local most, most_of_tenant, remembered = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+if again ~= '' then
+  local before = redis.call('GET', again)
+  if before then
+    before = cjson.decode(before)
+    if before[1] ~= fingerprint then return { 'REUSED' } end
+    return { 'OK', unpack(cjson.decode(before[2])) }
+  end
+end
+local newest = tonumber(redis.call('GET', fence) or '0')
+if token > 0 and token < newest then return { 'STALE', string.format('%.0f', newest) } end
+local lessons = (#ARGV - 5) / 5
+local waiting = redis.call('XLEN', inbox)
+if waiting + lessons > most then return { 'FULL', waiting } end
+if token > newest then redis.call('SET', fence, ARGV[2]) end
+
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+local outcomes = {}
+for i = 1, lessons do
+  local at = 5 + (i - 1) * 5
+  local id, question, answer, tenant, json = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+  local before = redis.call('HGET', answers, question)
+  if before == answer or redis.call('ZSCORE', known, 'i' .. id) then
+    outcomes[i] = 'duplicate'
+  elseif before then
+    outcomes[i] = 'contradiction'
+  elseif tonumber(redis.call('HGET', shares, tenant) or '0') >= most_of_tenant then
+    outcomes[i] = 'tenant_share'
+  else
+    redis.call('XADD', inbox, '*', 'lesson', json)
+    redis.call('HINCRBY', shares, tenant, 1)
+    redis.call('ZADD', known, now, 'i' .. id, now, 'q' .. question)
+    redis.call('HSET', answers, question, answer)
+    outcomes[i] = 'taken'
+  end
+end
+while redis.call('ZCARD', known) > remembered do
+  local oldest = redis.call('ZPOPMIN', known, 100)
+  for i = 1, #oldest, 2 do
+    if string.sub(oldest[i], 1, 1) == 'q' then redis.call('HDEL', answers, string.sub(oldest[i], 2)) end
+  end
+end
+if again ~= '' then redis.call('SET', again, cjson.encode({ fingerprint, cjson.encode(outcomes) }), 'EX', 86400) end
+return { 'OK', unpack(outcomes) }

@@ -1,0 +1,108 @@
+"""The folder that the Trainer shares with a learner: `<home>/learner/<role>/`; training/online/publication.py says what
+lies in it."""
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an example was read by an adapter and by the one in office: 1 won, 0 lost, 0.5 a tie."""
+
+    request_id: str
+    adapter_id: str
+    compared_with: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """An adapter to register, and how it did against its parent. `key` names it over all restarts; `closed`: when the
+    batch that it answers to was closed (Unix seconds)."""
+
+    name: str
+    key: str
+    role: str
+    parent: str
+    closed: float
+    outcomes: tuple[Outcome, ...]
+
+    def outcomes_of(self, adapter_id: str) -> tuple[Outcome, ...]:
+        """The outcomes under the id that the registry gave."""
+        return tuple(
+            replace(o, adapter_id=adapter_id, request_id=_named(o.request_id, adapter_id)) for o in self.outcomes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerFolder:
+    """One learner's. `home`: the state folder of the mesh. Methods raise OSError where the disk fails."""
+
+    home: Path
+    role: str
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.home / "learner" / self.role
+
+    def say_champion(self, name: str, folder: str) -> None:
+        """Tells the learner who is in office; both empty: the base model."""
+        if _read(self.path / "champion.json") != {"id": name, "path": folder}:
+            _write(self.path / "champion.json", {"id": name, "path": folder})
+
+    def publications(self) -> list[Publication]:
+        """Those that wait for an answer, oldest first."""
+        found = []
+        for folder in sorted(self.path.glob("publications/[0-9]*")):
+            told = _read(folder / "publication.json")
+            if told is not None and not (folder / "published.json").exists():
+                outcomes = tuple(Outcome(**o) for o in told.pop("outcomes"))
+                found.append(Publication(name=folder.name, outcomes=outcomes, **told))
+        return found
+
+    def adapter_of(self, publication: Publication) -> str:
+        """Where its adapter lies, as RegisterAdapter wants it."""
+        return f"learner/{self.role}/publications/{publication.name}/adapter"
+
+    def answer(self, publication: Publication, adapter_id: str, time: float, error: str = "") -> None:
+        """Tells the learner what became of a publication."""
+        where = self.path / "publications" / publication.name / "published.json"
+        _write(where, {"adapter_id": adapter_id, "time": time, "error": error})
+
+    def evidence(self) -> list[tuple[Path, list[Outcome]]]:
+        """The outcomes to record, oldest first, with the files to remove when that is done."""
+        found = []
+        for path in sorted(self.path.glob("evidence/[0-9]*.json")):
+            told = _read(path) or {"outcomes": []}
+            found.append((path, [Outcome(**o) for o in told["outcomes"]]))
+        return found
+
+    def drop(self) -> None:
+        """Removes all of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _named(what: str, adapter_id: str) -> str:
+    kind, _, name = what.partition(":")
+    return f"{kind}:{adapter_id}:{name}"[:128]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_bytes(orjson.dumps(data))
+    aside.replace(path)

@@ -1,0 +1,131 @@
+"""The inbox and the state of online learners in Redis, as the Trainer sees them; see learner_keys.py."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.redis_client import store_errors
+from hivemind.servers.trainer.learner import Limits, Seen, Steering
+from hivemind.servers.trainer.learner_keys import Keys, LearnerStatus
+from hivemind.servers.trainer.lesson import Lesson
+from hivemind.servers.trainer.ports import Call
+
+_FENCE: Final = "trainer:fence"
+_BUSY_RETRY_S: Final = 30.0
+_REST_MS: Final = 15_000
+_RENEW: Final = """
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+_RELEASE: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class RedisLearners:
+    """Implements learner.Learners."""
+
+    def __init__(self, redis: Redis, limits: Limits) -> None:
+        self._redis, self._limits = redis, limits
+        folder = resources.files("hivemind.servers.trainer")
+        self._inbox = redis.register_script((folder / "inbox.lua").read_text())
+        self._steer = redis.register_script((folder / "steer.lua").read_text())
+        self._renew, self._release = redis.register_script(_RENEW), redis.register_script(_RELEASE)
+
+    async def submit(self, role: str, lessons: Sequence[Lesson], token: int, call: Call) -> Mapping[str, int]:
+        """See learner.Learners."""
+        keys = Keys(role)
+        limits = self._limits
+        fields = ((n.id, n.question_mark, n.answer_mark, n.tenant, n.to_json()) for n in lessons)
+        with store_errors():
+            answer: Any = await self._inbox(
+                keys=[keys.inbox, keys.known, keys.answers, keys.shares, _FENCE, _again(call)],
+                args=[call.fingerprint, token, limits.inbox, limits.of_tenant, limits.remembered,
+                      *(value for lesson in fields for value in lesson)],
+            )  # fmt: skip
+        _refuse(answer, token)
+        if answer[0] == b"FULL":
+            message = f"{int(answer[1])} examples wait already; retry when some have been learnt"
+            raise MeshError("OVERLOADED", message, retry_after_s=_BUSY_RETRY_S)
+        return Counter(outcome.decode() for outcome in answer[1:])
+
+    async def steer(self, role: str, what: Steering, reason: str, token: int, call: Call) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            answer: Any = await self._steer(
+                keys=[Keys(role).head, _FENCE, _again(call)], args=[call.fingerprint, token, what, reason]
+            )
+        _refuse(answer, token)
+
+    async def seen(self, role: str) -> Seen:
+        """See learner.Learners."""
+        keys = Keys(role)
+        with store_errors():
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.hgetall(keys.head)
+            pipeline.xlen(keys.inbox)
+            pipeline.exists(keys.live)
+            head, waiting, live = await pipeline.execute()
+        status = LearnerStatus.from_json(head[b"status"]) if head.get(b"status") else LearnerStatus()
+        return Seen(
+            status, int(waiting), bool(live), paused=head.get(b"paused") == b"1",
+            reason=head.get(b"reason", b"").decode(), note=head.get(b"note", b"").decode(),
+        )  # fmt: skip
+
+    async def hold(self, role: str, owner: str, lease_s: float) -> bool:
+        """See learner.Learners."""
+        with store_errors():
+            return bool(await self._renew(keys=[Keys(role).lease], args=[owner, round(lease_s * 1000)]))
+
+    async def let_go(self, role: str, owner: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._release(keys=[Keys(role).lease], args=[owner])
+
+    async def rest(self, role: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._redis.set(Keys(role).live, "0", px=_REST_MS)
+
+    async def gone(self, role: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._redis.delete(Keys(role).live)
+
+    async def outdated(self, role: str, newest: str, keep: int) -> Sequence[str]:
+        """See learner.Learners."""
+        key = Keys(role).versions
+        with store_errors():
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.lrem(key, 0, newest)
+            pipeline.rpush(key, newest)
+            pipeline.lrange(key, 0, -keep - 1)
+            *_, old = await pipeline.execute()
+        return [version.decode() for version in old]
+
+    async def retired(self, role: str, version: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._redis.lrem(Keys(role).versions, 0, version)
+
+    async def note(self, role: str, note: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._redis.hset(Keys(role).head, "note", note)
+
+
+def _again(call: Call) -> str:
+    return f"trainer:repeat:{call.key}" if call.key else ""
+
+
+def _refuse(answer: Sequence[Any], token: int) -> None:
+    if answer[0] == b"REUSED":
+        raise MeshError("IDEMPOTENCY_KEY_REUSED", "this idempotency key was used for another request; take a new one")
+    if answer[0] == b"STALE":
+        newest = answer[1].decode()
+        message = f"the fencing token {token} is older than {newest}, the newest leader's"
+        raise MeshError("STALE_FENCING_TOKEN", message, metadata={"newest": newest})

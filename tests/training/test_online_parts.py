@@ -1,0 +1,245 @@
+"""The parts of the online learner that need no process: packing, curriculum, memory, gate, state, tombstones."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hivemind.servers.trainer.lesson import Lesson, Turn
+from hivemind.training.encoding import Encoded
+from hivemind.training.online.curriculum import Course, next_step, replay_share
+from hivemind.training.online.gate import GateLimits, HeldOut, Measured, is_better, refusal, score
+from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
+from hivemind.training.online.model import Reading
+
+COURSE = Course(lessons=8, replay=0.25, surprise=0.05, passes=10, tenant_share=0.5)
+LIMITS = GateLimits(questions=0.02, text=0.02, tenant=0.02, kl=1.0, gain=0.05)
+
+
+def item(name: str, *, tenant: str = "t", **fields: Any) -> Item:
+    return Item(Lesson(name, 1, tenant, "", (Turn("user", f"about {name}"),), "an answer"), 0.0, **fields)
+
+
+def measured(
+    losses: dict[str, list[float]], *, questions: float = 1.0, text: float = 1.0, kl: float = 0.0, exact: int = 0
+) -> Measured:
+    found = [(tenant, loss) for tenant, all_of in losses.items() for loss in all_of]
+    held = tuple(HeldOut(str(i), tenant, Reading(loss, 1, i < exact)) for i, (tenant, loss) in enumerate(found))
+    return Measured(held, questions, text, kl)
+
+
+# packing
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 50), min_size=2, max_size=12), min_size=1, max_size=6), st.integers(0, 8))
+def test_a_pack_holds_every_learnt_token_with_the_place_that_foretells_it(bodies: list[list[int]], shared: int) -> None:
+    pytest.importorskip("torch", reason="the extra train is not installed")
+    from hivemind.training.online.packing import pack
+
+    root = [100 + i for i in range(shared)]
+    samples = [Encoded((*root, *body), (*([0] * (shared + 1)), *([1] * (len(body) - 1)))) for body in bodies]
+
+    row = pack(samples)
+
+    ids, positions = row.ids[0].tolist(), row.positions[0].tolist()
+    for sample, (begin, end) in zip(samples, row.spans, strict=True):
+        learnt = [i for i in range(1, len(sample.ids)) if sample.mask[i]]
+        assert row.targets[begin:end].tolist() == [sample.ids[i] for i in learnt]
+        for i, source in zip(learnt, row.sources[begin:end].tolist(), strict=True):
+            seen = row.mask[0, 0, source].nonzero().flatten().tolist()
+            assert [ids[j] for j in sorted(seen, key=lambda j: positions[j])] == list(sample.ids[:i])
+            assert sorted(positions[j] for j in seen) == list(range(i))
+
+
+def test_a_packed_row_reads_like_its_samples_alone(courier: Any) -> None:
+    from hivemind.training.formatting import Turn as Said
+    from hivemind.training.online.model import OnlineModel
+
+    model = OnlineModel(courier, "", rank=16, seed=0)
+    asked = [("Who is the mayor of Corford?", "Ada the baker."), ("Name a colour, please.", "Blue.")]
+    samples = [model.encoder.turns((Said("user", q), Said("assistant", a))) for q, a in asked]
+    samples.append(model.encoder.text("The river is low in summer and high in spring."))
+
+    alone = [model.read([s])[0] for s in samples]
+    together = model.read(samples)
+
+    assert [r.loss for r in together] == pytest.approx([r.loss for r in alone], rel=1e-4)
+    assert [r.exact for r in together] == [r.exact for r in alone]
+
+
+# curriculum
+
+
+def test_new_lessons_go_before_those_that_were_learnt_badly_and_known_ones_are_left() -> None:
+    new = [item(f"n{i}") for i in range(3)]
+    bad = [item(f"b{i}", passes=3, surprise=2.0) for i in range(9)]
+    known = [item(f"k{i}", passes=3, surprise=0.01, exact=True) for i in range(5)]
+
+    step = next_step([*known, *bad, *new], COURSE, 100, random.Random(0))
+
+    assert step is not None
+    assert {i.id for i in new} <= {i.id for i in step.lessons}
+    assert not {i.id for i in known} & {i.id for i in step.lessons}
+    assert len(step.lessons) == 8
+
+
+def test_nothing_is_left_once_all_is_known_or_has_had_its_passes() -> None:
+    done = [item("a", passes=2, surprise=0.01, exact=True), item("b", passes=10, surprise=5.0)]
+
+    assert next_step(done, COURSE, 100, random.Random(0)) is None
+
+
+def test_a_tenant_that_floods_has_half_of_a_step_where_others_teach_too() -> None:
+    flood = [item(f"f{i}", tenant="loud") for i in range(50)]
+
+    alone = next_step(flood, COURSE, 100, random.Random(0))
+    beside = next_step([*flood, item("q", tenant="quiet")], COURSE, 100, random.Random(0))
+
+    assert alone is not None
+    assert beside is not None
+    assert len(alone.lessons) == 8
+    assert sum(i.lesson.tenant == "loud" for i in beside.lessons) == 4
+
+
+def test_replay_falls_from_one_a_lesson_to_its_lasting_share() -> None:
+    assert replay_share(COURSE, 0) == 1.0
+    assert replay_share(COURSE, 2) == pytest.approx(0.625)
+    assert replay_share(COURSE, 1000) == 0.25
+
+
+def test_half_of_what_is_replayed_is_what_surprised_most() -> None:
+    known = [item(f"k{i}", passes=1, surprise=i / 1000, exact=True) for i in range(40)]
+
+    step = next_step([*known, *(item(f"n{i}") for i in range(8))], COURSE, 0, random.Random(0))
+
+    assert step is not None
+    assert {i.id for i in step.replayed[:2]} == {"k39", "k38"}
+    assert (len(step.replayed), step.anchors) == (4, 4)
+
+
+# memory
+
+
+def test_about_one_in_six_is_held_out_for_ever_by_its_id() -> None:
+    held = [n for n in range(6000) if is_held_out(f"p{n}", 6)]
+
+    assert 850 < len(held) < 1150
+    assert held == [n for n in range(6000) if is_held_out(f"p{n}", 6)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 500), st.sampled_from(["loud", "loud", "loud", "a", "b"])), max_size=120))
+def test_memory_stays_within_its_bounds_and_no_tenant_drives_the_others_out(sent: list[tuple[int, str]]) -> None:
+    memory = Memory(Bounds(memory=20, held_out=6, held_out_of=6, tenant_share=0.5))
+    for number, tenant in sent:
+        if not memory.knows(f"p{number}"):
+            memory.take(item(f"p{number}", tenant=tenant))
+
+    assert len(memory.items) <= 20
+    assert len(memory.held) <= 6
+    assert not memory.items.keys() & memory.held.keys()
+    tenants = [i.lesson.tenant for i in memory.items.values()]
+    quiet = {n for n, t in sent if t != "loud" and not is_held_out(f"p{n}", 6)}
+    if len(tenants) == 20 and len(quiet) >= 10 and len(sent) == len({n for n, _ in sent}):
+        assert tenants.count("loud") <= 20 - min(10, sum(t != "loud" for t in tenants))
+
+
+def test_what_is_forgotten_is_gone_and_it_is_told_whether_it_had_been_learnt() -> None:
+    memory = Memory(Bounds(memory=20, held_out=6, held_out_of=10**9, tenant_share=0.5))
+    memory.take(item("a", passes=2))
+    memory.take(item("b"))
+
+    assert memory.forget({"b", "z"}) == (1, False)
+    assert memory.forget({"a"}) == (1, True)
+    assert not memory.items
+
+
+def test_memory_comes_back_as_it_was_saved() -> None:
+    import orjson
+
+    bounds = Bounds(memory=20, held_out=6, held_out_of=6, tenant_share=0.5)
+    memory, again = Memory(bounds), Memory(bounds)
+    for i in range(15):
+        memory.take(item(f"p{i}", passes=i, surprise=i / 7, exact=i % 2 == 0))
+
+    again.load(orjson.loads(orjson.dumps(memory.to_json())))
+
+    assert again == memory
+
+
+# gate
+
+
+@pytest.mark.parametrize(
+    ("candidate", "words"),
+    [
+        (measured({"a": [1, 1, 1]}, questions=1.03), "unrelated questions rose by 3.0%"),
+        (measured({"a": [1, 1, 1]}, text=1.021), "plain text rose by 2.1%"),
+        (measured({"a": [1, 1, 1]}, kl=1.5), "from the champion"),
+        (measured({"a": [0.1, 0.1, 0.1], "b": [2.2, 2.2, 2.2]}), "tenant b rose"),
+    ],
+)
+def test_a_candidate_that_forgets_or_harms_a_tenant_is_refused_with_the_reason(candidate: Measured, words: str) -> None:
+    champion = measured({t: [2.0] * 3 for t in {h.tenant for h in candidate.held_out}})
+
+    assert words in refusal(candidate, champion, LIMITS)
+
+
+def test_a_candidate_with_fewer_exact_answers_than_the_champion_is_refused() -> None:
+    assert "exactly" in refusal(measured({"a": [1.0] * 4}, exact=1), measured({"a": [1.0] * 4}, exact=2), LIMITS)
+
+
+def test_a_candidate_within_all_limits_passes() -> None:
+    champion = measured({"a": [2.0] * 4, "b": [2.0] * 4})
+
+    assert refusal(measured({"a": [0.5] * 4, "b": [2.03] * 4}, questions=1.01, text=0.9), champion, LIMITS) == ""
+
+
+def test_more_exact_answers_are_better_and_a_loss_that_hardly_fell_is_not() -> None:
+    before = measured({"a": [1.0] * 4}, exact=1)
+
+    assert is_better(measured({"a": [1.0] * 4}, exact=2), before, LIMITS)
+    assert is_better(measured({"a": [0.9] * 4}, exact=1), before, LIMITS)
+    assert not is_better(measured({"a": [0.98] * 4}, exact=1), before, LIMITS)
+    assert not is_better(measured({}), measured({}), LIMITS)
+
+
+def test_one_tenant_with_many_held_out_examples_does_not_outweigh_the_others() -> None:
+    assert measured({"loud": [0.0] * 90, "quiet": [2.0] * 10}).loss == pytest.approx(1.0)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 10), st.floats(0, 10), st.booleans(), st.booleans())
+def test_scores_of_a_pair_add_up_to_one_whoever_goes_first(a: float, b: float, x: bool, y: bool) -> None:
+    mine, theirs = Reading(a, 1, x), Reading(b, 1, y)
+
+    if x != y:
+        assert score(mine, theirs) + score(theirs, mine) == 1.0
+    if x and y:
+        assert score(mine, theirs) == 0.5
+
+
+# state
+
+
+def test_a_state_half_written_is_never_taken_for_one(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="the extra train is not installed")
+    from hivemind.training.online.state import StateFolder
+
+    folder = StateFolder(tmp_path)
+    folder.save({"n": 1}, {"w": torch.ones(2)})
+    folder.save({"n": 2}, None)  # the weights stay
+    torn = tmp_path / ".00000003"
+    torn.mkdir()
+    (torn / "learner.json").write_text("{")
+
+    found = StateFolder(tmp_path).load()
+
+    assert found is not None
+    assert found[0] == {"n": 2}
+    assert found[1]["w"].tolist() == [1.0, 1.0]
+    assert [p.name for p in tmp_path.iterdir()] == ["00000002"]

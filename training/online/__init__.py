@@ -1,0 +1,1 @@
+"""The online learner: a process of the Trainer that learns from single examples."""

@@ -1,0 +1,126 @@
+"""Whether what was learnt may be published: against the champion, and against what was published last. Pure."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from hivemind.training.online.model import Reading
+
+SCALES: Final = (1.0, 0.75, 0.5, 0.25)
+"""How much of the adapter is tried; a smaller part forgets less."""
+FEW: Final = 3
+"""With fewer held-out examples than this one tenant's loss is too noisy to refuse anything by."""
+_MARGIN: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A held-out example as a model read it."""
+
+    id: str
+    tenant: str
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How weights read all that the gate looks at. `kl`: nats a token from the champion on control texts."""
+
+    held_out: tuple[HeldOut, ...]
+    questions: float
+    text: float
+    kl: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Held-out loss a token: the mean over tenants of each tenant's mean, so that none outweighs the others."""
+        losses = tenant_losses(self.held_out)
+        return sum(losses.values()) / len(losses) if losses else 0.0
+
+    @property
+    def exact(self) -> int:
+        """Held-out answers that are foreseen whole."""
+        return sum(h.reading.exact for h in self.held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """Shares of a loss, and nats for `kl`. `gain`: how far the held-out loss must fall to be worth a publication."""
+
+    questions: float
+    text: float
+    tenant: float
+    kl: float
+    gain: float
+
+
+def refusal(candidate: Measured, champion: Measured, limits: GateLimits) -> str:
+    """Why a candidate may not be published, in one sentence; empty: it may."""
+    found = [
+        _over("loss on unrelated questions", candidate.questions, champion.questions, limits.questions),
+        _over("loss on plain text", candidate.text, champion.text, limits.text),
+    ]
+    if candidate.kl > limits.kl:
+        found.append(f"it is {candidate.kl:.3g} nats a token from the champion, the limit is {limits.kl:.3g}")
+    mine, theirs = tenant_losses(candidate.held_out), tenant_losses(champion.held_out)
+    for tenant, count in _counts(candidate.held_out).items():
+        if count >= FEW:
+            found.append(_over(f"held-out loss of tenant {tenant}", mine[tenant], theirs[tenant], limits.tenant))
+    if candidate.exact < champion.exact:
+        found.append(f"it answers {candidate.exact} held-out questions exactly, the champion {champion.exact}")
+    return "; ".join(filter(None, found))
+
+
+def is_better(candidate: Measured, before: Measured, limits: GateLimits) -> bool:
+    """Whether it is worth a publication: more exact answers, or a held-out loss that has clearly fallen."""
+    if not candidate.held_out:
+        return False
+    if candidate.exact != before.exact:
+        return candidate.exact > before.exact
+    return candidate.loss < before.loss * (1 - limits.gain)
+
+
+def score(mine: Reading, theirs: Reading) -> float:
+    """How one reading of an example does against another: 1 won, 0 lost, 0.5 a tie. An exact answer wins over one that
+    is not; else the loss decides, if it differs by more than a twentieth of a nat a token and of itself."""
+    if mine.exact != theirs.exact:
+        return float(mine.exact)
+    apart = theirs.surprise - mine.surprise
+    if mine.exact or abs(apart) <= _MARGIN * max(1.0, theirs.surprise):
+        return 0.5
+    return float(apart > 0)
+
+
+def figures(candidate: Measured, champion: Measured, scale: float) -> dict[str, float]:
+    """What was measured, by name."""
+    count = max(1, len(candidate.held_out))
+    return {
+        "held_out": float(len(candidate.held_out)),
+        "held_out_loss": candidate.loss, "champion_held_out_loss": champion.loss,
+        "held_out_exact": candidate.exact / count, "champion_held_out_exact": champion.exact / count,
+        "questions_loss": candidate.questions, "champion_questions_loss": champion.questions,
+        "text_loss": candidate.text, "champion_text_loss": champion.text,
+        "kl": candidate.kl, "scale": scale,
+    }  # fmt: skip
+
+
+def tenant_losses(held_out: Sequence[HeldOut]) -> Mapping[str, float]:
+    """The held-out loss a token of each tenant."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for held in held_out:
+        sums[held.tenant][0] += held.reading.loss
+        sums[held.tenant][1] += held.reading.tokens
+    return {tenant: loss / max(1.0, tokens) for tenant, (loss, tokens) in sums.items()}
+
+
+def _counts(held_out: Sequence[HeldOut]) -> Mapping[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for held in held_out:
+        counts[held.tenant] += 1
+    return counts
+
+
+def _over(what: str, mine: float, theirs: float, limit: float) -> str:
+    rise = mine / max(1e-9, theirs) - 1
+    return f"the {what} rose by {rise:.1%}, the limit is {limit:.1%}" if rise > limit else ""

@@ -1,0 +1,439 @@
+"""The online learner: takes lessons over, learns, checks, and hands what is better to its Trainer.
+
+One thread, one loop: each turn takes over a batch that is full, and makes one optimizer step or one check.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from hivemind.servers.trainer.learner_keys import LearnerStatus
+from hivemind.training.adapter_files import AdapterMeta
+from hivemind.training.control_set import control_set
+from hivemind.training.encoding import Encoded
+from hivemind.training.formatting import Refused, Turn
+from hivemind.training.online.curriculum import Course, Step, next_step
+from hivemind.training.online.examination import Examiner
+from hivemind.training.online.gate import SCALES, GateLimits, Measured, figures, is_better, refusal, score
+from hivemind.training.online.inbox import START, Inbox, Waiting, Wishes
+from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
+from hivemind.training.online.model import LossNotFinite, OnlineModel, Tempo, Weights, scaled
+from hivemind.training.online.publication import Champion, Outbox, Outcome
+from hivemind.training.online.settings import OnlineSettings
+from hivemind.training.online.starting_point import rank_of
+from hivemind.training.online.state import Progress, StateFolder
+from hivemind.training.online.tombstones import Tombstones
+from hivemind.training.stopping import StopSwitch
+
+_IDLE_S: Final = 0.2
+_TELL_S: Final = 2.0
+_LEDGER_S: Final = 5.0
+_ROUND_GROWTH: Final = 1.5
+_VERSIONS: Final = 100
+_LONGEST_ROUND: Final = 3.0
+"""Where no new batch comes, rounds grow up to so many times their length: each ends with a check."""
+LICENCE: Final = "LicenseRef-platinum AND CC0-1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """All that the learner works with besides its model."""
+
+    inbox: Inbox
+    outbox: Outbox
+    state: StateFolder
+    tombstones: Tombstones
+    stop: StopSwitch
+
+
+class OnlineLearner:
+    """Learns for one role. `champion`: whom the model started as; `clock`: Unix seconds."""
+
+    def __init__(
+        self, model: OnlineModel, desk: Desk, settings: OnlineSettings, role: str, champion: Champion,
+        *, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._model, self._desk, self._settings, self._role, self._clock = model, desk, settings, role, clock
+        self._rng = random.Random(settings.learn_seed)
+        self._memory = Memory(
+            Bounds(settings.learn_memory, settings.learn_held_out, settings.learn_held_out_of,
+                   settings.learn_tenant_share)
+        )  # fmt: skip
+        self._course = Course(
+            settings.learn_batch, settings.learn_replay, settings.learn_surprise, settings.learn_passes,
+            settings.learn_tenant_share,
+        )  # fmt: skip
+        self._limits = GateLimits(
+            settings.learn_max_questions, settings.learn_max_text, settings.learn_max_tenant, settings.learn_max_kl,
+            settings.learn_min_gain,
+        )  # fmt: skip
+        self._tempo = Tempo(settings.learn_rate, settings.learn_warm_up, settings.learn_slow)
+        self._examiner = Examiner(model, self._encoded, desk.stop.check)
+        self._anchors = _anchors(model)
+        self._encodings: dict[str, Encoded] = {}
+        self._open: list[Waiting] = []
+        self._open_since = self._told_at = self._ledger_at = 0.0
+        self._since_check = self._since_save = 0
+        self._round_ends, self._round_s = 0.0, settings.learn_round_s
+        self._wishes = Wishes()
+        self._published: Weights | None = None
+        self._champion = champion
+        self._progress = Progress(cursor=START, run=f"{random.SystemRandom().getrandbits(64):016x}")
+        self._resume()
+
+    def run(self) -> None:
+        """Until the stop switch is thrown, or the champion is one that this model cannot become (then the Trainer
+        starts another process)."""
+        self._examiner.champion(list(self._memory.held.values()))
+        self._wishes = replace(self._desk.inbox.wishes(Wishes()), paused=False)
+        while not self._desk.stop.wanted and self._turn():
+            pass
+        self._save()
+        self._desk.inbox.leave()
+
+    def _turn(self) -> bool:
+        """One turn; False: the model has to be built anew."""
+        self._wishes = self._desk.inbox.wishes(self._wishes)
+        if not self._follow_champion():
+            return False
+        self._forget()
+        self._hear_answer()
+        if self._wishes.paused:
+            self._rest("PAUSED")
+            return True
+        self._take_over()
+        step = next_step(self._memory.items.values(), self._course, self._model.steps, self._rng)
+        if self._since_check and (step is None or time.monotonic() >= self._round_ends):
+            self._tell("CHECKING", at_once=True)
+            self._check()
+        elif step is not None:
+            self._tell("LEARNING")
+            self._learn(step)
+        else:
+            self._rest("WAITING")
+        return True
+
+    # taking over
+
+    def _take_over(self) -> None:
+        """Closes the open batch when it is full, old enough, or when somebody asked for a drain."""
+        last = self._open[-1].place if self._open else self._progress.cursor
+        room = self._settings.learn_batch - len(self._open)
+        new = self._desk.inbox.waiting(last, room) if room else ()
+        if new and not self._open:
+            self._open_since = time.monotonic()
+        self._open += new
+        drained = self._wishes.drains > self._progress.drains
+        old = bool(self._open) and time.monotonic() - self._open_since >= self._settings.learn_wait_s
+        if len(self._open) >= self._settings.learn_batch or old or (drained and self._open):
+            self._close_batch()
+        elif drained:
+            self._progress.drains = self._wishes.drains
+            self._round_ends = min(self._round_ends, time.monotonic())
+
+    def _close_batch(self) -> None:
+        with _cpu(self._progress):
+            now = self._clock()
+            lessons = [w.lesson for w in self._open if w.lesson is not None]
+            items = [Item(n, now) for n in lessons if not self._memory.knows(n.id)]
+            for item in self._welcome([i for i in items if self._is_short(i)]):
+                self._admit(item)
+        self._progress.cursor = self._open[-1].place
+        self._progress.batches += 1
+        self._progress.unpublished = self._progress.unpublished or now
+        self._open = []
+        self._round_s = self._settings.learn_round_s
+        self._round_ends = min(self._round_ends, time.monotonic() + self._round_s)
+        self._save()
+        self._desk.inbox.taken_over(self._progress.cursor)
+
+    def _admit(self, item: Item) -> None:
+        """Into the memory; the first of all is held out whatever its id, so that there is something to check by."""
+        nothing_held = not self._memory.held and len(self._memory.items) + 1 >= self._settings.learn_batch // 2
+        if nothing_held and not is_held_out(item.id, self._settings.learn_held_out_of):
+            self._memory.held[item.id] = item
+        else:
+            self._memory.take(item)
+
+    def _welcome(self, items: Sequence[Item]) -> list[Item]:
+        """Those that are language to the champion. Each is a test of what was published before it is learnt from."""
+        if not items:
+            return []
+        readings = self._examiner.champion_reads(items)
+        if self._published is not None and self._progress.adapter_id:
+            with self._model.as_of(self._published):
+                mine = self._model.read([self._encoded(i) for i in items])
+            about, champion = self._progress.adapter_id, self._champion.id
+            self._desk.outbox.record(
+                [Outcome(f"before-learning:{about}:{i.id}"[:128], about, champion, score(a, b))
+                 for i, a, b in zip(items, mine, readings, strict=True) if about != champion]
+            )  # fmt: skip
+        strange = [r.surprise > self._settings.learn_outlier for r in readings]
+        self._set_aside("outlier", sum(strange))
+        return [i for i, odd in zip(items, strange, strict=True) if not odd]
+
+    def _is_short(self, item: Item) -> bool:
+        try:
+            fits = len(self._encoded(item).ids) <= self._settings.learn_max_tokens
+        except Refused:
+            fits = False
+        if not fits:
+            self._encodings.pop(item.id, None)
+            self._set_aside("length", 1)
+        return fits
+
+    def _set_aside(self, reason: str, count: int) -> None:
+        if count:
+            self._progress.set_aside[reason] = self._progress.set_aside.get(reason, 0) + count
+
+    # learning
+
+    def _learn(self, step: Step) -> None:
+        if not self._since_check:
+            self._round_ends = time.monotonic() + self._round_s
+        items = (*step.lessons, *step.replayed)
+        anchors = self._rng.sample(self._anchors, min(step.anchors, len(self._anchors)))
+        samples = [*(self._encoded(i) for i in items), *anchors]
+        began = time.monotonic()
+        try:
+            with _cpu(self._progress):
+                readings = self._model.learn(samples, [1.0] * len(samples), self._tempo)
+        except LossNotFinite as error:
+            self._refuse(str(error))
+            return
+        self._count(step, began, sum(len(s.ids) for s in samples))
+        known = zip(items, readings, strict=False)
+        self._memory.update(replace(i, passes=i.passes + 1, surprise=r.surprise, exact=r.exact) for i, r in known)
+
+    def _count(self, step: Step, began: float, tokens: int) -> None:
+        progress = self._progress
+        self._since_check += 1
+        self._since_save += 1
+        progress.steps += 1
+        progress.tokens += tokens
+        progress.step_seconds += time.monotonic() - began
+        progress.learnt += sum(not i.passes for i in step.lessons)
+        sequences = [i.lesson.sequence for i in step.lessons if i.lesson.sequence]
+        progress.last_sequence = max([progress.last_sequence, *sequences])
+        if sequences:
+            progress.first_sequence = min(progress.first_sequence or min(sequences), *sequences)
+
+    # checking
+
+    def _check(self) -> None:
+        """Holds the slow weights against champion and last publication; publishes the largest part that passes."""
+        with _cpu(self._progress):
+            self._judge()
+        self._since_check = 0
+        fresh = self._progress.unpublished > 0
+        longest = self._settings.learn_round_s * _LONGEST_ROUND
+        self._round_s = self._settings.learn_round_s if fresh else min(longest, self._round_s * _ROUND_GROWTH)
+        self._save()
+
+    def _judge(self) -> None:
+        if self._desk.outbox.waits(self._progress.number):
+            return  # the one before is not registered yet; this can only get better meanwhile
+        held = list(self._memory.held.values())
+        champion = self._examiner.champion(held)
+        before = champion
+        if self._published is not None:
+            before = self._examiner.held_out(self._published, 1.0, held)
+        why = ""
+        for scale in SCALES:
+            found = self._examiner.held_out(self._model.slow, scale, held)
+            if not is_better(found, before, self._limits):
+                why = why or self._worse(found, before)
+                break
+            found = self._examiner.whole(self._model.slow, scale, found)
+            self._progress.evaluation = figures(found, champion, scale)
+            why = refusal(found, champion, self._limits)
+            if not why:
+                self._publish(scale, found, champion)
+                return
+        if why:
+            self._refuse(why)
+
+    def _worse(self, found: Measured, before: Measured) -> str:
+        if found.exact < before.exact or found.loss > before.loss * (1 + self._limits.tenant):
+            return (
+                f"held-out answers got worse: loss {found.loss:.3g} after {before.loss:.3g}, "
+                f"{found.exact} exact after {before.exact}"
+            )
+        return ""
+
+    def _refuse(self, why: str) -> None:
+        """What was learnt since is dropped: the next step starts from the last publication, else from the champion."""
+        self._progress.refused += 1
+        self._progress.note = f"not published: {why}"
+        self._start_from(self._published if self._published is not None else self._model.champion)
+
+    def _start_from(self, weights: Weights) -> None:
+        self._model.restart(weights)
+        self._memory.unread()
+        self._since_check = 0
+        self._since_save += 1
+
+    def _publish(self, scale: float, found: Measured, champion: Measured) -> None:
+        progress, model = self._progress, self._model
+        progress.number += 1
+        pairs = zip(found.held_out, champion.held_out, strict=True)
+        outcomes = [Outcome(f"held-out:{mine.id}", "", self._champion.id, score(mine.reading, theirs.reading))
+                    for mine, theirs in pairs]  # fmt: skip
+        closed = progress.unpublished or progress.batch_closed
+        with model.as_of(model.slow):
+            self._desk.outbox.publish(
+                progress.number, model.model, model.tokenizer, self._meta(scale), run=progress.run, closed=closed,
+                outcomes=outcomes,
+            )  # fmt: skip
+        self._published = {n: w.clone() for n, w in scaled(model.slow, scale).items()}
+        progress.batch_closed, progress.unpublished = closed, 0.0
+        progress.note = f"publication {progress.number} passed at scale {scale:g}"
+
+    def _meta(self, scale: float) -> AdapterMeta:
+        settings, base = self._settings, self._model.base
+        return AdapterMeta(
+            role=self._role, base_model=base.id, base_revision=base.revision, parent=self._champion.id,
+            first_sequence=self._progress.first_sequence, last_sequence=self._progress.last_sequence,
+            data_licence=LICENCE, evaluation=self._progress.evaluation, scale=scale,
+            hyper_parameters={
+                "online": True, "rank": self._model.rank, "learning_rate": settings.learn_rate,
+                "steps": self._progress.steps, "slow": settings.learn_slow, "batch": settings.learn_batch,
+            },
+        )  # fmt: skip
+
+    def _hear_answer(self) -> None:
+        """What the Trainer did with the last publication."""
+        number = self._progress.number
+        answer = self._desk.outbox.answer(number) if number else None
+        if answer is None:
+            return
+        if answer.adapter_id:
+            self._progress.published += 1
+            self._progress.adapter_id, self._progress.published_at = answer.adapter_id, answer.time
+            self._progress.versions = [*self._progress.versions, answer.adapter_id][-_VERSIONS:]
+        else:
+            self._progress.note = f"the registry refused publication {number}: {answer.error}"
+            self._published = None
+        self._save()
+        self._desk.outbox.clear(number)
+
+    # the champion, and what is forgotten
+
+    def _follow_champion(self) -> bool:
+        """Starts anew from a champion that is not of this learner's making; False: its shape is another one."""
+        now = self._desk.outbox.champion()
+        if now is None or now == self._champion:
+            return True
+        if rank_of(now.path, self._settings.learn_rank) != self._model.rank:
+            return False
+        self._champion = now
+        self._model.enthrone(now.path)
+        self._examiner.new_champion()
+        if now.id not in self._progress.versions:  # a job's, an operator's, or one of long ago
+            self._published = None
+            self._start_from(self._model.champion)
+        self._save()
+        return True
+
+    def _forget(self) -> None:
+        """Drops what the ledger says is forgotten; if it was learnt, the weights go as well."""
+        if time.monotonic() < self._ledger_at:
+            return
+        self._ledger_at = time.monotonic() + _LEDGER_S
+        gone = self._desk.tombstones.fresh()
+        if not gone:
+            return
+        self._desk.inbox.forget(gone)
+        self._open = [w for w in self._open if w.lesson is not None and w.lesson.id not in gone]
+        count, learnt = self._memory.forget(gone)
+        for name in gone:
+            self._encodings.pop(name, None)
+        if count:
+            self._set_aside("forgotten", count)
+            if learnt:
+                self._published = None
+                self._start_from(self._model.champion)
+            self._save()
+
+    # state
+
+    def _resume(self) -> None:
+        saved = self._desk.state.load()
+        if saved is None:
+            return
+        record, tensors = saved
+        self._progress = Progress(**record["progress"])
+        self._memory.load(record["memory"])
+        self._desk.inbox.taken_over(self._progress.cursor)
+        fast, slow, published, optimizer = (_part(tensors, p) for p in ("fast", "slow", "published", "optimizer"))
+        same = self._progress.champion == self._champion.id or self._champion.id in self._progress.versions
+        if same and self._model.fits(fast):
+            self._model.resume(fast, slow, optimizer)
+            self._published = published or None
+        else:
+            self._memory.unread()
+            self._published = None
+
+    def _save(self) -> None:
+        self._progress.champion = self._champion.id
+        tensors: dict[str, Any] | None = None
+        if self._since_save:
+            tensors = {f"fast.{n}": w for n, w in self._model.copy().items()}
+            tensors |= {f"slow.{n}": w for n, w in self._model.slow.items()}
+            tensors |= {f"published.{n}": w for n, w in (self._published or {}).items()}
+            tensors |= {f"optimizer.{n}": w for n, w in self._model.optimizer_tensors().items()}
+        self._desk.state.save({"progress": asdict(self._progress), "memory": self._memory.to_json()}, tensors)
+        self._since_save = 0
+
+    def _encoded(self, item: Item) -> Encoded:
+        known = self._encodings.get(item.id)
+        if known is None:
+            known = self._encodings[item.id] = self._model.encoder.turns(turns_of(item))
+        return known
+
+    def _rest(self, state: str) -> None:
+        self._tell(state)
+        time.sleep(_IDLE_S)
+
+    def _tell(self, state: str, *, at_once: bool = False) -> None:
+        if not at_once and time.monotonic() < self._told_at:
+            return
+        self._told_at = time.monotonic() + _TELL_S
+        told = {n: v for n, v in asdict(self._progress).items() if n in LearnerStatus.__slots__}
+        self._desk.inbox.tell(
+            LearnerStatus(**told, state=state, unlearnt=self._memory.unlearnt, held_out=len(self._memory.held))
+        )
+
+
+def turns_of(item: Item) -> tuple[Turn, ...]:
+    """The conversation of an item, of which the last answer alone is learnt."""
+    roles = {"developer": "system"}
+    lesson = item.lesson
+    asked = (Turn(roles.get(t.role, t.role), t.content, learn=False) for t in lesson.messages)
+    return (*asked, Turn("assistant", lesson.answer))
+
+
+def _anchors(model: OnlineModel) -> list[Encoded]:
+    """The questions and plain texts shipped with hivemind that are replayed against forgetting."""
+    known = control_set()
+    return [model.encoder.text(t) for t in known.replay_texts] + [
+        model.encoder.turns(q) for q in known.replay_questions
+    ]
+
+
+def _part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    head = f"{prefix}."
+    return {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}
+
+
+@contextmanager
+def _cpu(progress: Progress) -> Iterator[None]:
+    """Counts the CPU time of a block."""
+    began = time.process_time()
+    try:
+        yield
+    finally:
+        progress.cpu_seconds += time.process_time() - began

@@ -1,0 +1,114 @@
+"""What the learner remembers: examples to learn and to rehearse, and those that are held out and never learnt. Pure."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from hivemind.servers.trainer.lesson import Lesson
+
+UNREAD: Final = -1.0
+"""The surprise of an example that was not read yet under these weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A lesson and how well it is learnt. `surprise`: its loss in nats a token when it was read last; `closed`: when
+    its batch was closed, in Unix seconds."""
+
+    lesson: Lesson
+    closed: float
+    passes: int = 0
+    surprise: float = UNREAD
+    exact: bool = False
+
+    @property
+    def id(self) -> str:
+        """The lesson's."""
+        return self.lesson.id
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Most items to rehearse and to hold out, one of how many is held out, and the share that one tenant may have where
+    there are others."""
+
+    memory: int
+    held_out: int
+    held_out_of: int
+    tenant_share: float
+
+
+@dataclass(slots=True)
+class Memory:
+    """`items` in the order in which they came, `held` likewise; `first` and `last` sequence that was learnt, 0 for
+    none."""
+
+    bounds: Bounds
+    items: dict[str, Item] = field(default_factory=dict)
+    held: dict[str, Item] = field(default_factory=dict)
+
+    def knows(self, name: str) -> bool:
+        """Whether an example is remembered already."""
+        return name in self.items or name in self.held
+
+    def take(self, item: Item) -> bool:
+        """Remembers an example, to be learnt or held out as its id says; True: held out. The oldest of the tenant that
+        has too much makes room."""
+        held = is_held_out(item.id, self.bounds.held_out_of)
+        kept, most = (self.held, self.bounds.held_out) if held else (self.items, self.bounds.memory)
+        kept[item.id] = item
+        if len(kept) > most:
+            del kept[_to_go(kept.values(), round(most * self.bounds.tenant_share))]
+        return held
+
+    def update(self, items: Iterable[Item]) -> None:
+        """Replaces what is known of items; those that have gone stay gone."""
+        for item in items:
+            if item.id in self.items:
+                self.items[item.id] = item
+
+    def forget(self, names: Collection[str]) -> tuple[int, bool]:
+        """Drops examples; how many there were, and whether any of them had been learnt."""
+        gone = [name for name in names if self.knows(name)]
+        learnt = any(name in self.items and self.items[name].passes for name in gone)
+        for name in gone:
+            self.items.pop(name, None)
+            self.held.pop(name, None)
+        return len(gone), learnt
+
+    def unread(self) -> None:
+        """Says that the weights are others now, so that nothing is known of how well they know the items."""
+        self.items = {n: replace(i, surprise=UNREAD, exact=False) for n, i in self.items.items()}
+
+    @property
+    def unlearnt(self) -> int:
+        """Items that were never learnt from."""
+        return sum(not i.passes for i in self.items.values())
+
+    def tenants(self) -> set[str]:
+        """Who teaches."""
+        return {i.lesson.tenant for i in self.items.values()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What `load` reads, for orjson."""
+        return {"items": list(self.items.values()), "held": list(self.held.values())}
+
+    def load(self, data: dict[str, Any]) -> None:
+        """Takes over what was saved."""
+        for name in ("items", "held"):
+            found = (Item(**{**i, "lesson": Lesson.from_json(i["lesson"])}) for i in data[name])
+            setattr(self, name, {i.id: i for i in found})
+
+
+def is_held_out(name: str, of: int) -> bool:
+    """Whether an example is one of those that are held out: by its id, so that it stays so for ever."""
+    return int(hashlib.sha256(b"held out " + name.encode()).hexdigest()[:8], 16) % of == 0
+
+
+def _to_go(kept: Collection[Item], most_of_tenant: int) -> str:
+    tenants = Counter(i.lesson.tenant for i in kept)
+    (largest, count), *others = tenants.most_common()
+    crowded = largest if others and count > most_of_tenant else ""
+    return next(i.id for i in kept if not crowded or i.lesson.tenant == crowded)
