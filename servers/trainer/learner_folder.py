@@ -2,7 +2,6 @@
 lies in it."""
 
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Publication:
     """An adapter to register, and how it did against its parent. `key` names it over all restarts; `closed`: when the
-    batch that it answers to was closed (Unix seconds)."""
+    first batch was closed that it answers to (Unix seconds), 0 where it only rehearsed."""
 
     name: str
     key: str
@@ -82,10 +81,6 @@ class LearnerFolder:
             told = _read(path) or {"outcomes": []}
             found.append((path, [Outcome(**o) for o in told["outcomes"]]))
         return found
-
-    def drop(self) -> None:
-        """Removes all of it."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _named(what: str, adapter_id: str) -> str:

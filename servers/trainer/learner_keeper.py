@@ -171,10 +171,9 @@ class LearnerKeeper:
                 continue
             await self._recorded(publication.outcomes_of(adapter_id))
             await asyncio.to_thread(folder.answer, publication, adapter_id, self._clock())
-            _log.info(
-                "adapter_published", role=self._role, adapter=adapter_id, after_s=self._clock() - publication.closed
-            )
-            self._house.metrics.published(self._role, self._clock() - publication.closed)
+            _log.info("adapter_published", role=self._role, adapter=adapter_id)
+            if publication.closed:
+                self._house.metrics.published(self._role, self._clock() - publication.closed)
             await self._retire(adapter_id)
 
     async def _retire(self, newest: str) -> None:

@@ -20,7 +20,8 @@ LIMITS = GateLimits(questions=0.02, text=0.02, tenant=0.02, kl=1.0, gain=0.05)
 
 
 def item(name: str, *, tenant: str = "t", **fields: Any) -> Item:
-    return Item(Lesson(name, 1, tenant, "", (Turn("user", f"about {name}"),), "an answer"), 0.0, **fields)
+    lesson = Lesson(name, 1, tenant, "", (Turn("user", f"about {name}"),), "an answer")
+    return Item(lesson, **{"closed": 0.0, **fields})
 
 
 def measured(
@@ -180,13 +181,24 @@ def test_memory_comes_back_as_it_was_saved() -> None:
         (measured({"a": [1, 1, 1]}, questions=1.03), "unrelated questions rose by 3.0%"),
         (measured({"a": [1, 1, 1]}, text=1.021), "plain text rose by 2.1%"),
         (measured({"a": [1, 1, 1]}, kl=1.5), "from the champion"),
-        (measured({"a": [0.1, 0.1, 0.1], "b": [2.2, 2.2, 2.2]}), "tenant b rose"),
+        (measured({"a": [0.1, 0.1, 0.1], "b": [2.2, 2.2, 2.2]}), "held out of b worse"),
     ],
 )
 def test_a_candidate_that_forgets_or_harms_a_tenant_is_refused_with_the_reason(candidate: Measured, words: str) -> None:
     champion = measured({t: [2.0] * 3 for t in {h.tenant for h in candidate.held_out}})
 
     assert words in refusal(candidate, champion, LIMITS)
+
+
+def test_lessons_that_came_before_other_tenants_were_harmed_twice_are_dropped() -> None:
+    memory = Memory(Bounds(memory=20, held_out=6, held_out_of=10**9, tenant_share=0.5))
+    for name, tenant, closed in (("old", "loud", 1.0), ("bad", "loud", 9.0), ("mine", "quiet", 9.0)):
+        memory.items[name] = item(name, tenant=tenant, passes=1, closed=closed)
+
+    dropped = [memory.strike(5.0, {"quiet"}) for _ in range(2)]
+
+    assert dropped == [0, 1]
+    assert list(memory.items) == ["old", "mine"]
 
 
 def test_a_candidate_with_fewer_exact_answers_than_the_champion_is_refused() -> None:

@@ -9,6 +9,27 @@ from hivemind.training.online.memory import Item
 from hivemind.training.online.model import OnlineModel, Opinion, Reading, Weights
 
 
+class Reader:
+    """Weights that stay as they are, and how they read items: each item once."""
+
+    def __init__(self, model: OnlineModel, weights: Weights, encode: Callable[[Item], Encoded]) -> None:
+        self.weights, self._model, self._encode = weights, model, encode
+        self._known: dict[str, Reading] = {}
+
+    def read(self, items: Sequence[Item]) -> list[Reading]:
+        """How the weights read items."""
+        missing = [i for i in items if i.id not in self._known]
+        if missing:
+            with self._model.as_of(self.weights):
+                readings = self._model.read([self._encode(i) for i in missing])
+            self._known |= {i.id: r for i, r in zip(missing, readings, strict=True)}
+        return [self._known[i.id] for i in items]
+
+    def held_out(self, held: Sequence[Item]) -> Measured:
+        """How they read what is held out."""
+        return Measured(_held(held, self.read(held)), 0.0, 0.0)
+
+
 class Examiner:
     """`encode`: an item's sample; `pause_point`: called between readings, may raise to end."""
 
@@ -17,23 +38,22 @@ class Examiner:
         control = control_set()
         self._questions = [model.encoder.turns(q) for q in control.control_questions]
         self._texts = [model.encoder.text(t) for t in control.control_texts]
-        self._by_champion: dict[str, Reading] = {}
+        self._champion = self.reader(model.champion)
         self._control: tuple[float, float] | None = None
         self._opinions: Sequence[Opinion] = ()
 
     def new_champion(self) -> None:
         """Forgets how the champion before read everything."""
-        self._by_champion, self._control = {}, None
+        self._champion, self._control = self.reader(self._model.champion), None
+
+    def reader(self, weights: Weights) -> Reader:
+        """Weights that are asked more than once."""
+        return Reader(self._model, weights, self._encode)
 
     def champion_reads(self, items: Sequence[Item]) -> list[Reading]:
         """How the champion reads items."""
-        missing = [i for i in items if i.id not in self._by_champion]
-        if missing:
-            with self._model.as_of(self._model.champion):
-                readings = self._model.read([self._encode(i) for i in missing])
-            self._by_champion |= {i.id: r for i, r in zip(missing, readings, strict=True)}
-            self._pause_point()
-        return [self._by_champion[i.id] for i in items]
+        self._pause_point()
+        return self._champion.read(items)
 
     def champion(self, held: Sequence[Item]) -> Measured:
         """All that is measured of the champion."""

@@ -1,6 +1,6 @@
 """Whether what was learnt may be published: against the champion, and against what was published last. Pure."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +12,7 @@ SCALES: Final = (1.0, 0.75, 0.5, 0.25)
 FEW: Final = 3
 """With fewer held-out examples than this one tenant's loss is too noisy to refuse anything by."""
 _MARGIN: Final = 0.05
+_SLACK: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,37 @@ def refusal(candidate: Measured, champion: Measured, limits: GateLimits) -> str:
     ]
     if candidate.kl > limits.kl:
         found.append(f"it is {candidate.kl:.3g} nats a token from the champion, the limit is {limits.kl:.3g}")
-    mine, theirs = tenant_losses(candidate.held_out), tenant_losses(champion.held_out)
-    for tenant, count in _counts(candidate.held_out).items():
-        if count >= FEW:
-            found.append(_over(f"held-out loss of tenant {tenant}", mine[tenant], theirs[tenant], limits.tenant))
+    found.append(is_worse(candidate, champion, limits))
     if candidate.exact < champion.exact:
         found.append(f"it answers {candidate.exact} held-out questions exactly, the champion {champion.exact}")
     return "; ".join(filter(None, found))
+
+
+def harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[str]:
+    """The tenants whose held-out examples a candidate reads worse than weights before it did.
+
+    Worse is a loss that rose by more than the limit and _SLACK nats a token, or exact answers that are fewer by more
+    than one and a tenth. Of a tenant with fewer than FEW held-out examples nothing is said.
+    """
+    mine, theirs = tenant_losses(candidate.held_out), tenant_losses(before.held_out)
+    found = []
+    for tenant, count in Counter(h.tenant for h in candidate.held_out).items():
+        if count < FEW:
+            continue
+        lost = _exact(before, tenant) - _exact(candidate, tenant)
+        if mine[tenant] > theirs[tenant] * (1 + limits.tenant) + _SLACK or lost > max(1, count // 10):
+            found.append(tenant)
+    return sorted(found)
+
+
+def is_worse(candidate: Measured, before: Measured, limits: GateLimits) -> str:
+    """What got worse, in one sentence; empty: nothing. The mean over tenants has the same slack as a tenant."""
+    harm = harmed(candidate, before, limits)
+    if harm:
+        return f"it reads what is held out of {', '.join(harm)} worse than what was there before"
+    if candidate.loss > before.loss * (1 + limits.tenant) + _SLACK:
+        return f"the held-out loss rose from {before.loss:.3g} to {candidate.loss:.3g}"
+    return ""
 
 
 def is_better(candidate: Measured, before: Measured, limits: GateLimits) -> bool:
@@ -114,11 +139,8 @@ def tenant_losses(held_out: Sequence[HeldOut]) -> Mapping[str, float]:
     return {tenant: loss / max(1.0, tokens) for tenant, (loss, tokens) in sums.items()}
 
 
-def _counts(held_out: Sequence[HeldOut]) -> Mapping[str, int]:
-    counts: dict[str, int] = defaultdict(int)
-    for held in held_out:
-        counts[held.tenant] += 1
-    return counts
+def _exact(measured: Measured, tenant: str) -> int:
+    return sum(h.reading.exact for h in measured.held_out if h.tenant == tenant)
 
 
 def _over(what: str, mine: float, theirs: float, limit: float) -> str:

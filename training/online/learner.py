@@ -16,12 +16,23 @@ from hivemind.training.control_set import control_set
 from hivemind.training.encoding import Encoded
 from hivemind.training.formatting import Refused, Turn
 from hivemind.training.online.curriculum import Course, Step, next_step
-from hivemind.training.online.examination import Examiner
-from hivemind.training.online.gate import SCALES, GateLimits, Measured, figures, is_better, refusal, score
+from hivemind.training.online.examination import Examiner, Reader
+from hivemind.training.online.gate import (
+    SCALES,
+    GateLimits,
+    Measured,
+    figures,
+    harmed,
+    is_better,
+    is_worse,
+    refusal,
+    score,
+)
 from hivemind.training.online.inbox import START, Inbox, Waiting, Wishes
 from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
 from hivemind.training.online.model import LossNotFinite, OnlineModel, Tempo, Weights, scaled
 from hivemind.training.online.publication import Champion, Outbox, Outcome
+from hivemind.training.online.rounds import Round
 from hivemind.training.online.settings import OnlineSettings
 from hivemind.training.online.starting_point import rank_of
 from hivemind.training.online.state import Progress, StateFolder
@@ -31,10 +42,7 @@ from hivemind.training.stopping import StopSwitch
 _IDLE_S: Final = 0.2
 _TELL_S: Final = 2.0
 _LEDGER_S: Final = 5.0
-_ROUND_GROWTH: Final = 1.5
 _VERSIONS: Final = 100
-_LONGEST_ROUND: Final = 3.0
-"""Where no new batch comes, rounds grow up to so many times their length: each ends with a check."""
 LICENCE: Final = "LicenseRef-platinum AND CC0-1.0"
 
 
@@ -77,9 +85,9 @@ class OnlineLearner:
         self._open: list[Waiting] = []
         self._open_since = self._told_at = self._ledger_at = 0.0
         self._since_check = self._since_save = 0
-        self._round_ends, self._round_s = 0.0, settings.learn_round_s
+        self._round = Round(settings.learn_round_s)
         self._wishes = Wishes()
-        self._published: Weights | None = None
+        self._published: Reader | None = None
         self._champion = champion
         self._progress = Progress(cursor=START, run=f"{random.SystemRandom().getrandbits(64):016x}")
         self._resume()
@@ -106,7 +114,7 @@ class OnlineLearner:
             return True
         self._take_over()
         step = next_step(self._memory.items.values(), self._course, self._model.steps, self._rng)
-        if self._since_check and (step is None or time.monotonic() >= self._round_ends):
+        if self._since_check and (step is None or self._round.is_over):
             self._tell("CHECKING", at_once=True)
             self._check()
         elif step is not None:
@@ -132,7 +140,7 @@ class OnlineLearner:
             self._close_batch()
         elif drained:
             self._progress.drains = self._wishes.drains
-            self._round_ends = min(self._round_ends, time.monotonic())
+            self._round.end_now()
 
     def _close_batch(self) -> None:
         with _cpu(self._progress):
@@ -145,8 +153,7 @@ class OnlineLearner:
         self._progress.batches += 1
         self._progress.unpublished = self._progress.unpublished or now
         self._open = []
-        self._round_s = self._settings.learn_round_s
-        self._round_ends = min(self._round_ends, time.monotonic() + self._round_s)
+        self._round.batch_came()
         self._save()
         self._desk.inbox.taken_over(self._progress.cursor)
 
@@ -164,8 +171,7 @@ class OnlineLearner:
             return []
         readings = self._examiner.champion_reads(items)
         if self._published is not None and self._progress.adapter_id:
-            with self._model.as_of(self._published):
-                mine = self._model.read([self._encoded(i) for i in items])
+            mine = self._published.read(items)
             about, champion = self._progress.adapter_id, self._champion.id
             self._desk.outbox.record(
                 [Outcome(f"before-learning:{about}:{i.id}"[:128], about, champion, score(a, b))
@@ -192,18 +198,17 @@ class OnlineLearner:
     # learning
 
     def _learn(self, step: Step) -> None:
-        if not self._since_check:
-            self._round_ends = time.monotonic() + self._round_s
         items = (*step.lessons, *step.replayed)
         anchors = self._rng.sample(self._anchors, min(step.anchors, len(self._anchors)))
         samples = [*(self._encoded(i) for i in items), *anchors]
-        began = time.monotonic()
+        began, cpu_s = time.monotonic(), self._progress.cpu_seconds
         try:
             with _cpu(self._progress):
                 readings = self._model.learn(samples, [1.0] * len(samples), self._tempo)
         except LossNotFinite as error:
             self._refuse(str(error))
             return
+        self._round.stepped(began, self._progress.cpu_seconds - cpu_s)
         self._count(step, began, sum(len(s.ids) for s in samples))
         known = zip(items, readings, strict=False)
         self._memory.update(replace(i, passes=i.passes + 1, surprise=r.surprise, exact=r.exact) for i, r in known)
@@ -225,12 +230,11 @@ class OnlineLearner:
 
     def _check(self) -> None:
         """Holds the slow weights against champion and last publication; publishes the largest part that passes."""
+        before_s = self._progress.cpu_seconds
         with _cpu(self._progress):
             self._judge()
         self._since_check = 0
-        fresh = self._progress.unpublished > 0
-        longest = self._settings.learn_round_s * _LONGEST_ROUND
-        self._round_s = self._settings.learn_round_s if fresh else min(longest, self._round_s * _ROUND_GROWTH)
+        self._round.checked(self._progress.cpu_seconds - before_s, fresh=self._progress.unpublished > 0)
         self._save()
 
     def _judge(self) -> None:
@@ -240,13 +244,16 @@ class OnlineLearner:
         champion = self._examiner.champion(held)
         before = champion
         if self._published is not None:
-            before = self._examiner.held_out(self._published, 1.0, held)
+            before = self._published.held_out(held)
         why = ""
         for scale in SCALES:
             found = self._examiner.held_out(self._model.slow, scale, held)
             if not is_better(found, before, self._limits):
-                why = why or self._worse(found, before)
+                why = why or is_worse(found, before, self._limits)
                 break
+            why = is_worse(found, before, self._limits)
+            if why:
+                continue
             found = self._examiner.whole(self._model.slow, scale, found)
             self._progress.evaluation = figures(found, champion, scale)
             why = refusal(found, champion, self._limits)
@@ -254,25 +261,23 @@ class OnlineLearner:
                 self._publish(scale, found, champion)
                 return
         if why:
+            self._suspect(harmed(found, before, self._limits))
             self._refuse(why)
 
-    def _worse(self, found: Measured, before: Measured) -> str:
-        if found.exact < before.exact or found.loss > before.loss * (1 + self._limits.tenant):
-            return (
-                f"held-out answers got worse: loss {found.loss:.3g} after {before.loss:.3g}, "
-                f"{found.exact} exact after {before.exact}"
-            )
-        return ""
+    def _suspect(self, harm: Sequence[str]) -> None:
+        """Lessons of others that came before tenants were harmed, twice, are learnt no more."""
+        if harm and self._progress.unpublished:
+            self._set_aside("harmful", self._memory.strike(self._progress.unpublished, harm))
 
     def _refuse(self, why: str) -> None:
         """What was learnt since is dropped: the next step starts from the last publication, else from the champion."""
         self._progress.refused += 1
         self._progress.note = f"not published: {why}"
-        self._start_from(self._published if self._published is not None else self._model.champion)
+        self._start_from(self._published.weights if self._published is not None else self._model.champion)
 
-    def _start_from(self, weights: Weights) -> None:
+    def _start_from(self, weights: Weights, *, again: bool = False) -> None:
         self._model.restart(weights)
-        self._memory.unread()
+        self._memory.unread(again=again)
         self._since_check = 0
         self._since_save += 1
 
@@ -282,14 +287,15 @@ class OnlineLearner:
         pairs = zip(found.held_out, champion.held_out, strict=True)
         outcomes = [Outcome(f"held-out:{mine.id}", "", self._champion.id, score(mine.reading, theirs.reading))
                     for mine, theirs in pairs]  # fmt: skip
-        closed = progress.unpublished or progress.batch_closed
+        closed = progress.unpublished
         with model.as_of(model.slow):
             self._desk.outbox.publish(
                 progress.number, model.model, model.tokenizer, self._meta(scale), run=progress.run, closed=closed,
                 outcomes=outcomes,
             )  # fmt: skip
-        self._published = {n: w.clone() for n, w in scaled(model.slow, scale).items()}
-        progress.batch_closed, progress.unpublished = closed, 0.0
+        self._published = self._examiner.reader({n: w.clone() for n, w in scaled(model.slow, scale).items()})
+        progress.batch_closed = closed
+        progress.unpublished = min((i.closed for i in self._memory.items.values() if not i.passes), default=0.0)
         progress.note = f"publication {progress.number} passed at scale {scale:g}"
 
     def _meta(self, scale: float) -> AdapterMeta:
@@ -334,7 +340,7 @@ class OnlineLearner:
         self._examiner.new_champion()
         if now.id not in self._progress.versions:  # a job's, an operator's, or one of long ago
             self._published = None
-            self._start_from(self._model.champion)
+            self._start_from(self._model.champion, again=True)
         self._save()
         return True
 
@@ -355,7 +361,7 @@ class OnlineLearner:
             self._set_aside("forgotten", count)
             if learnt:
                 self._published = None
-                self._start_from(self._model.champion)
+                self._start_from(self._model.champion, again=True)
             self._save()
 
     # state
@@ -372,9 +378,9 @@ class OnlineLearner:
         same = self._progress.champion == self._champion.id or self._champion.id in self._progress.versions
         if same and self._model.fits(fast):
             self._model.resume(fast, slow, optimizer)
-            self._published = published or None
+            self._published = self._examiner.reader(published) if published else None
         else:
-            self._memory.unread()
+            self._memory.unread(again=True)
             self._published = None
 
     def _save(self) -> None:
@@ -383,7 +389,7 @@ class OnlineLearner:
         if self._since_save:
             tensors = {f"fast.{n}": w for n, w in self._model.copy().items()}
             tensors |= {f"slow.{n}": w for n, w in self._model.slow.items()}
-            tensors |= {f"published.{n}": w for n, w in (self._published or {}).items()}
+            tensors |= {f"published.{n}": w for n, w in (self._published.weights if self._published else {}).items()}
             tensors |= {f"optimizer.{n}": w for n, w in self._model.optimizer_tensors().items()}
         self._desk.state.save({"progress": asdict(self._progress), "memory": self._memory.to_json()}, tensors)
         self._since_save = 0

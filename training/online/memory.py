@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from hivemind.servers.trainer.lesson import Lesson
 
+STRIKES: Final = 2
 UNREAD: Final = -1.0
 """The surprise of an example that was not read yet under these weights."""
 
@@ -15,13 +16,14 @@ UNREAD: Final = -1.0
 @dataclass(frozen=True, slots=True)
 class Item:
     """A lesson and how well it is learnt. `surprise`: its loss in nats a token when it was read last; `closed`: when
-    its batch was closed, in Unix seconds."""
+    its batch was closed, in Unix seconds; `strikes`: how often what was learnt with it harmed other tenants."""
 
     lesson: Lesson
     closed: float
     passes: int = 0
     surprise: float = UNREAD
     exact: bool = False
+    strikes: int = 0
 
     @property
     def id(self) -> str:
@@ -42,8 +44,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class Memory:
-    """`items` in the order in which they came, `held` likewise; `first` and `last` sequence that was learnt, 0 for
-    none."""
+    """`items` in the order in which they came, `held` likewise."""
 
     bounds: Bounds
     items: dict[str, Item] = field(default_factory=dict)
@@ -78,9 +79,23 @@ class Memory:
             self.held.pop(name, None)
         return len(gone), learnt
 
-    def unread(self) -> None:
-        """Says that the weights are others now, so that nothing is known of how well they know the items."""
-        self.items = {n: replace(i, surprise=UNREAD, exact=False) for n, i in self.items.items()}
+    def unread(self, *, again: bool = False) -> None:
+        """Says that the weights are others now, so that nothing is known of how well they know the items. `again`: none
+        of them was ever learnt into these weights, so each may have all its passes once more."""
+        for name, i in self.items.items():
+            passes = min(i.passes, 1) if again else i.passes
+            self.items[name] = replace(i, passes=passes, surprise=UNREAD, exact=False)
+
+    def strike(self, since: float, harmed: Collection[str]) -> int:
+        """What was learnt harmed some tenants: counts against the lessons of all others whose batches were closed since
+        (Unix seconds), and drops those that it counts against a second time; how many these are."""
+        suspects = [i for i in self.items.values() if i.closed >= since and i.passes and i.lesson.tenant not in harmed]
+        for i in suspects:
+            self.items[i.id] = replace(i, strikes=i.strikes + 1)
+        gone = [i.id for i in suspects if i.strikes + 1 >= STRIKES]
+        for name in gone:
+            del self.items[name]
+        return len(gone)
 
     @property
     def unlearnt(self) -> int:

@@ -856,7 +856,7 @@ class OnlineLearner(_message.Message):
     """The adapter published last; empty: none."""
     @_builtins.property
     def batch_close_time(self) -> _timestamp_pb2.Timestamp:
-        """When the batch that this adapter answers to was closed."""
+        """When the first batch was closed that this adapter answers to and none before it does; absent: it only rehearsed."""
 
     @_builtins.property
     def publish_time(self) -> _timestamp_pb2.Timestamp:
