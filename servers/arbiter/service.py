@@ -94,6 +94,17 @@ class ArbiterService(arbiter_pb2_grpc.ArbiterServiceServicer):
             async for event in events:
                 yield translate.event_message(event)
 
+    async def WatchPlatinum(
+        self, request: arbiter_pb2.WatchPlatinumRequest, context: Any
+    ) -> AsyncIterator[arbiter_pb2.WatchPlatinumResponse]:
+        """See arbiter.proto. A caller that names itself by header is told of its own examples only."""
+        events, caller = self._streams.watch(translate.newest_of(request)), current_call.get().tenant
+        async with aclosing(events):
+            async for event in events:
+                message = translate.watched_message(event, caller)
+                if message is not None:
+                    yield message
+
     async def AckPlatinum(
         self, request: arbiter_pb2.AckPlatinumRequest, context: Any
     ) -> arbiter_pb2.AckPlatinumResponse:

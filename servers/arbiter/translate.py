@@ -3,6 +3,7 @@
 from typing import Final
 
 from hivemind.servers.arbiter.example import ROLE, Example, Provenance
+from hivemind.servers.arbiter.lines import Tombstone
 from hivemind.servers.arbiter.shelf import Counts, Selection
 from hivemind.servers.arbiter.stream import Beat
 from hivemind.servers.common.context import is_id
@@ -52,6 +53,24 @@ def event_message(event: Example | Beat) -> arbiter_pb2.StreamPlatinumResponse:
         return arbiter_pb2.StreamPlatinumResponse(example=example_message(event))
     beat = arbiter_pb2.Heartbeat(last_sequence=event.last_sequence, lag=event.lag)
     return arbiter_pb2.StreamPlatinumResponse(heartbeat=beat)
+
+
+def watched_message(event: Example | Tombstone | Beat, caller: str) -> arbiter_pb2.WatchPlatinumResponse | None:
+    """A message to one who reads along; None for an example of another tenant than the caller that names itself."""
+    if isinstance(event, Example):
+        if caller not in ("", event.new.tenant):
+            return None
+        return arbiter_pb2.WatchPlatinumResponse(example=example_message(event))
+    if isinstance(event, Tombstone):
+        return arbiter_pb2.WatchPlatinumResponse(forgotten=arbiter_pb2.ForgottenPlatinum(ids=event.ids))
+    return arbiter_pb2.WatchPlatinumResponse(heartbeat=arbiter_pb2.Heartbeat(last_sequence=event.last_sequence))
+
+
+def newest_of(request: arbiter_pb2.WatchPlatinumRequest) -> int:
+    """How many examples of each tenant are wanted to begin with."""
+    if request.newest_per_tenant < 0:
+        raise invalid_field("newest_per_tenant", "must not be negative")
+    return request.newest_per_tenant
 
 
 def stats_message(counts: Counts, *, queued: int, dropped: int) -> arbiter_pb2.GetPlatinumStatsResponse:

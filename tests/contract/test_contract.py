@@ -45,6 +45,7 @@ RULES = {
     "ArbiterService.GetPlatinumStats": "get /api/platinum:stats",
     "ArbiterService.ForgetPlatinum": "post /api/platinum:forget",
     "ArbiterService.StreamPlatinum": "",
+    "ArbiterService.WatchPlatinum": "",
     "ArbiterService.AckPlatinum": "post /api/platinum:ack",
     "AdapterRegistryService.ListAdapters": "get /api/adapters",
     "AdapterRegistryService.GetAdapter": "get /api/adapters/{id}",
