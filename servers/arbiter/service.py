@@ -98,10 +98,11 @@ class ArbiterService(arbiter_pb2_grpc.ArbiterServiceServicer):
         self, request: arbiter_pb2.WatchPlatinumRequest, context: Any
     ) -> AsyncIterator[arbiter_pb2.WatchPlatinumResponse]:
         """See arbiter.proto. A caller that names itself by header is told of its own examples only."""
-        events, caller = self._streams.watch(translate.newest_of(request)), current_call.get().tenant
+        wanted, caller = translate.wanted_by_watcher(request), current_call.get().tenant
+        events = self._streams.watch(wanted.newest_per_tenant)
         async with aclosing(events):
             async for event in events:
-                message = translate.watched_message(event, caller)
+                message = translate.watched_message(event, wanted, caller)
                 if message is not None:
                     yield message
 

@@ -55,22 +55,26 @@ def event_message(event: Example | Beat) -> arbiter_pb2.StreamPlatinumResponse:
     return arbiter_pb2.StreamPlatinumResponse(heartbeat=beat)
 
 
-def watched_message(event: Example | Tombstone | Beat, caller: str) -> arbiter_pb2.WatchPlatinumResponse | None:
-    """A message to one who reads along; None for an example of another tenant than the caller that names itself."""
-    if isinstance(event, Example):
-        if caller not in ("", event.new.tenant):
-            return None
-        return arbiter_pb2.WatchPlatinumResponse(example=example_message(event))
+def watched_message(
+    event: Example | Tombstone | Beat, wanted: arbiter_pb2.WatchPlatinumRequest, caller: str
+) -> arbiter_pb2.WatchPlatinumResponse | None:
+    """A message to one who reads along; None for an example that is too large, or not of the caller that names itself."""
     if isinstance(event, Tombstone):
         return arbiter_pb2.WatchPlatinumResponse(forgotten=arbiter_pb2.ForgottenPlatinum(ids=event.ids))
-    return arbiter_pb2.WatchPlatinumResponse(heartbeat=arbiter_pb2.Heartbeat(last_sequence=event.last_sequence))
+    if isinstance(event, Beat):
+        return arbiter_pb2.WatchPlatinumResponse(heartbeat=arbiter_pb2.Heartbeat(last_sequence=event.last_sequence))
+    message = example_message(event)
+    if caller not in ("", event.new.tenant) or 0 < wanted.largest_bytes < message.ByteSize():
+        return None
+    return arbiter_pb2.WatchPlatinumResponse(example=message)
 
 
-def newest_of(request: arbiter_pb2.WatchPlatinumRequest) -> int:
-    """How many examples of each tenant are wanted to begin with."""
-    if request.newest_per_tenant < 0:
-        raise invalid_field("newest_per_tenant", "must not be negative")
-    return request.newest_per_tenant
+def wanted_by_watcher(request: arbiter_pb2.WatchPlatinumRequest) -> arbiter_pb2.WatchPlatinumRequest:
+    """The request if its numbers are allowed."""
+    for name in ("newest_per_tenant", "largest_bytes"):
+        if getattr(request, name) < 0:
+            raise invalid_field(name, "must not be negative")
+    return request
 
 
 def stats_message(counts: Counts, *, queued: int, dropped: int) -> arbiter_pb2.GetPlatinumStatsResponse:

@@ -49,8 +49,8 @@ class Watcher:
         return getattr(message, event)
 
 
-def watch(rig: Rig, newest: int = 0, **metadata: str) -> Watcher:
-    request = pb.WatchPlatinumRequest(watcher="router", newest_per_tenant=newest)
+def watch(rig: Rig, newest: int = 0, largest: int = 0, **metadata: str) -> Watcher:
+    request = pb.WatchPlatinumRequest(watcher="router", newest_per_tenant=newest, largest_bytes=largest)
     return Watcher(rig.stub.WatchPlatinum(request, metadata=tuple(metadata.items())))
 
 
@@ -118,6 +118,13 @@ async def test_a_caller_that_names_itself_is_told_of_its_own_examples_only(rig: 
     call = watch(rig, **{"x-hivemind-tenant": "b"})
 
     assert sequences(await call.until_beat()) == [2]
+
+
+async def test_what_is_too_large_for_the_watcher_is_left_out(rig: Rig) -> None:
+    await rig.platinum.ledger.append(example(1, draft="long " * 1000))
+    await rig.platinum.ledger.append(example(2))
+
+    assert sequences(await watch(rig, largest=4000).until_beat()) == [2]
 
 
 async def test_a_negative_number_is_refused(rig: Rig) -> None:

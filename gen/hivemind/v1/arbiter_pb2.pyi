@@ -839,19 +839,23 @@ class WatchPlatinumRequest(_message.Message):
 
     WATCHER_FIELD_NUMBER: _builtins.int
     NEWEST_PER_TENANT_FIELD_NUMBER: _builtins.int
+    LARGEST_BYTES_FIELD_NUMBER: _builtins.int
     watcher: _builtins.str
     """Which server watches: `router` and so on."""
     newest_per_tenant: _builtins.int
     """Begins with so many of the newest examples of each tenant; 0: with all. What is stored from then on is sent whole."""
+    largest_bytes: _builtins.int
+    """Leaves out examples that are larger than so many bytes; 0: none."""
     def __init__(
         self,
         *,
         watcher: _builtins.str = ...,
         newest_per_tenant: _builtins.int = ...,
+        largest_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_per_tenant", b"newest_per_tenant", "watcher", b"watcher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["largest_bytes", b"largest_bytes", "newest_per_tenant", b"newest_per_tenant", "watcher", b"watcher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
