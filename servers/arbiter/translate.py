@@ -58,7 +58,7 @@ def event_message(event: Example | Beat) -> arbiter_pb2.StreamPlatinumResponse:
 def watched_message(
     event: Example | Tombstone | Beat, wanted: arbiter_pb2.WatchPlatinumRequest, caller: str
 ) -> arbiter_pb2.WatchPlatinumResponse | None:
-    """A message to one who reads along; None for an example that is too large, or not of the caller that names itself."""
+    """A message to one who reads along; None for an example that is too large, or of another tenant than the caller."""
     if isinstance(event, Tombstone):
         return arbiter_pb2.WatchPlatinumResponse(forgotten=arbiter_pb2.ForgottenPlatinum(ids=event.ids))
     if isinstance(event, Beat):
