@@ -68,7 +68,9 @@ class Recorder:
     async def stored(self, request_id: str, *, within_s: float) -> None:
         """Returns when a record, with its conversation, no longer waits to be stored, or when the time is over."""
         end = asyncio.get_running_loop().time() + within_s
-        while self.find(request_id) is not None and asyncio.get_running_loop().time() < end:
+        while True:
+            if self.find(request_id) is None or asyncio.get_running_loop().time() >= end:
+                return
             await asyncio.sleep(_LOOK_S)
 
     async def flush(self) -> bool:
