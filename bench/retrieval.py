@@ -1,7 +1,7 @@
 """What worked examples are worth: `make bench NAME=retrieval`.
 
 A mesh with its embedded courier is told invented facts (values random per run) by demonstrations, each in one wording.
-Then it is asked in other wordings, under a policy without examples and under policies that show one, two or three.
+Then it is asked in other wordings, under a policy without examples and under policies that show one or two.
 Asked as well: things that nobody taught, about other towns and about the world, where examples must do no harm.
 """
 
@@ -28,8 +28,13 @@ from hivemind.servers.router.gate.wordpiece import PieceTable
 from hivemind.servers.router.likeness import Likeness
 
 HERE = Path(__file__).resolve().parent
-SHOWN: Final = (0, 1, 2, 3)
-ENVIRONMENT: Final = {"HIVEMIND_PORT": "0", "HIVEMIND_NOMINATE": "0", "HIVEMIND_EXPLORE": "0"}
+SHOWN: Final = (0, 1, 2)
+ENVIRONMENT: Final = {
+    "HIVEMIND_PORT": "0",
+    "HIVEMIND_NOMINATE": "0",
+    "HIVEMIND_EXPLORE": "0",
+    "HIVEMIND_ENGINE_THREADS": "1",
+}
 _START: Final = (
     "Bel",
     "Cor",
@@ -159,7 +164,7 @@ class Mesh:
     def ask(self, question: str, shown: int) -> dict[str, float | str]:
         """An answer, its tokens and time, and how many examples were shown with it."""
         began = time.perf_counter()
-        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 48, "temperature": 0}
+        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 32, "temperature": 0}
         answer = self.post("/api/complete", body, f"show{shown}")
         wall_s = time.perf_counter() - began
         return {
@@ -256,7 +261,7 @@ def main(arguments: list[str]) -> None:
     """Prints tables in Markdown and writes bench/results/retrieval.json."""
     parser = argparse.ArgumentParser(prog="retrieval", description=__doc__)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--facts", type=int, default=20)
+    parser.add_argument("--facts", type=int, default=12)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
