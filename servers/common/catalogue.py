@@ -25,6 +25,7 @@ EXAMPLES_MAX: Final = 4
 """More worked examples confuse a small model more than they help it."""
 MODEL_OUTPUT: Final = "LicenseRef-model-output"
 """The licence of an answer where the operator names none: whatever the provider's terms say of its model's output."""
+EMBEDDED: Final = "embedded"
 AdapterKind = Literal["", "embedded", "lorax", "vllm"]
 """What a model's endpoints are as servers of LoRA adapters; empty: nobody loads adapters there."""
 

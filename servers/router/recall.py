@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import orjson
 
-from hivemind.servers.common.catalogue import COURIER, Model, Policy
+from hivemind.servers.common.catalogue import COURIER, EMBEDDED, Model, Policy
 from hivemind.servers.common.tokens import prompt_size
 from hivemind.servers.router.example_book import ExampleBook
 from hivemind.servers.router.example_index import Hit
-from hivemind.servers.router.json_splice import top_level
+from hivemind.servers.router.json_splice import append_member, top_level
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.records import WorkedExample
 from hivemind.servers.router.request import Body, Request
@@ -25,6 +25,7 @@ from hivemind.servers.router.work import Shown, Work
 
 STRATEGIES: Final = (SINGLE, "cascade")
 """Those that send the client's own conversation to the courier; the others' prompts are full of their own."""
+_REPETITION: Final = "repeat_penalty"
 _INSTRUCTIONS: Final = ("system", "developer")
 _SPOKEN: Final = frozenset({*_INSTRUCTIONS, "user", "assistant"})
 _PLAIN: Final = frozenset({"role", "content", "name"})
@@ -76,7 +77,7 @@ def _is_plain(message: Mapping[str, Any]) -> bool:
 def _fitting(request: Request, hits: Sequence[Hit], option: Option, policy: Policy, state: ModelState) -> Shown | None:
     """As many of the examples, the nearest first, as leave room for the answer and cost no more than is allowed."""
     for count in range(len(hits), 0, -1):
-        asked = with_examples(request, hits[:count])
+        asked = with_examples(request, hits[:count], option.model)
         if asked is None:
             return None
         extra = upper_cost(asked, state) - upper_cost(request, state)
@@ -96,10 +97,11 @@ def _too_dear(request: Request, policy: Policy, cost: int) -> bool:
     return any(limit is not None and cost > limit for limit in limits)
 
 
-def with_examples(request: Request, hits: Sequence[Hit]) -> Request | None:
+def with_examples(request: Request, hits: Sequence[Hit], model: Model) -> Request | None:
     """The request with examples in its instructions, the nearest last, where a small model heeds them most.
 
-    None where the instructions are no text that something can be added to.
+    None where the instructions are no text that something can be added to. The mesh's own engine is told not to hold
+    repetition against the answer, unless the client says what it wants: it would be kept from repeating the example.
     """
     worked = "\n\n".join(f"Question: {h.exemplar.question}\nAnswer: {h.exemplar.answer}" for h in reversed(hits))
     text = prompt("examples").text.replace("{examples}", worked)
@@ -111,6 +113,8 @@ def with_examples(request: Request, hits: Sequence[Hit]) -> Request | None:
     else:
         return None
     raw = _spliced(request.body, messages)
+    if model.adapters == EMBEDDED and all(m.key != _REPETITION for m in request.body.members):
+        raw = append_member(raw, _REPETITION, b"1.0")
     body = Body(raw, top_level(raw), request.body.include_usage)
     return replace(request, messages=messages, body=body, prompt=prompt_size(len(raw), len(messages), 0))
 

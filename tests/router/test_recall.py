@@ -174,6 +174,18 @@ async def test_the_decision_and_the_call_name_what_was_shown() -> None:
     assert Record.from_json(orjson.loads(orjson.dumps(record))).examples == record.examples
 
 
+async def test_only_the_meshs_own_engine_is_told_that_repeating_is_no_fault() -> None:
+    own, foreign = Rig(replace(COURIER, adapters="embedded")), Rig()
+
+    for rig in (own, foreign):
+        await rig.ask()
+    await own.ask(repeat_penalty=1.3)
+    await own.ask(policy="hide")
+
+    assert [body.get("repeat_penalty") for body in own.upstream.bodies] == [1.0, 1.3, None]
+    assert "repeat_penalty" not in foreign.upstream.bodies[0]
+
+
 async def test_instructions_of_the_client_stay_and_come_first() -> None:
     rig = Rig()
     mine = {"role": "system", "content": "Answer in one word."}
