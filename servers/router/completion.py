@@ -380,7 +380,7 @@ class Completions:
                 raise
             plain = replace(option, cost_micros=option.cost_micros - shown.extra_micros)
             work.hold = await self._budgets.hold(tenant, plain.cost_micros)
-            work.shown, work.record.examples = None, ()
+            work.shown, work.record.examples, work.record.reason = None, (), shown.plain_reason
             work.record.degraded.append(f"no examples were shown: {error.message}")
             return plain
         return option

@@ -54,6 +54,7 @@ class Recall:
         shown = _fitting(request, hits, option, policy, states[option.model.alias])
         if shown is None:
             return decision
+        shown = replace(shown, plain_reason=decision.reason)
         work.shown, work.record.examples = shown, shown.examples
         return _told(decision, shown)
 

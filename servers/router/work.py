@@ -24,13 +24,14 @@ class Refined:
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A request with worked examples, as the model of one alias is asked. `extra_micros`: by how much its upper cost is
-    above that of the request itself."""
+    above that of the request itself; `plain_reason`: the decision's reason without them."""
 
     alias: str
     request: Request
     examples: tuple[WorkedExample, ...]
     prompt_version: str
     extra_micros: int = 0
+    plain_reason: str = ""
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -285,6 +285,7 @@ async def test_a_budget_that_reaches_for_the_request_alone_has_it_answered_witho
     assert ANSWER not in str(rig.upstream.bodies)
     assert (rig.record.examples, rig.record.calls[0].examples) == ((), ())
     assert any("no examples were shown" in note for note in rig.record.degraded)
+    assert "platinum" not in rig.record.reason
     with pytest.raises(MeshError, match="BUDGET_EXHAUSTED"):
         await Rig(PRICED, limit=1).ask()
 
