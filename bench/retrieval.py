@@ -1,7 +1,7 @@
 """What worked examples are worth: `make bench NAME=retrieval`.
 
 A mesh with its embedded courier is told invented facts (values random per run) by demonstrations, each in one wording.
-Then it is asked in other wordings, under a policy without examples and under policies that show one or two.
+Then it is asked in other wordings, under a policy without examples and under one that shows one.
 Asked as well: things that nobody taught, about other towns and about the world, where examples must do no harm.
 """
 
@@ -28,7 +28,8 @@ from hivemind.servers.router.gate.wordpiece import PieceTable
 from hivemind.servers.router.likeness import Likeness
 
 HERE = Path(__file__).resolve().parent
-SHOWN: Final = (0, 1, 2)
+SHOWN: Final = (0, 1)
+THRESHOLDS: Final = (0.6, 0.7, 0.75, 0.8, 0.85)
 ENVIRONMENT: Final = {
     "HIVEMIND_PORT": "0",
     "HIVEMIND_NOMINATE": "0",
@@ -257,6 +258,44 @@ def lookup(held: int, rng: random.Random, searches: int = 500) -> dict[str, floa
     return {"held": held, "p50_us": times[searches // 2], "p99_us": times[searches * 99 // 100]}
 
 
+class _NoWords(Likeness):
+    """The embedding alone."""
+
+    def things(self, text: str) -> frozenset[str]:
+        """Nothing has to stand in the example."""
+        return frozenset()
+
+
+def found_at(threshold: float, likeness: Likeness, taught: Sequence[Fact], others: Sequence[Fact]) -> dict[str, float]:
+    """Shares of questions for which the right example is found, and of those for which one is found that should not."""
+    index = ExampleIndex(likeness, flat_index(), threshold=threshold)
+    for fact in taught:
+        index.add(Exemplar(fact.town, "t", fact.schema.taught.format(fact.town), fact.answer))
+
+    def found(question: str) -> str:
+        return next((hit.exemplar.platinum_id for hit in index.find("t", question, 1)), "")
+
+    held_out = [(found(q.format(f.town)), f.town) for f in taught for q in f.schema.held_out]
+    elsewhere = [found(f.schema.held_out[0].format(f.town)) for f in others]
+    return {
+        "right": statistics.fmean(name == town for name, town in held_out),
+        "wrong": statistics.fmean(name not in ("", town) for name, town in held_out),
+        "other towns": statistics.fmean(name != "" for name in elsewhere),
+        "the world": statistics.fmean(found(question) != "" for question, _ in WORLD),
+    }
+
+
+def sweep(rng: random.Random, draws: int = 10) -> dict[str, dict[str, float]]:
+    """What is found by threshold, with names compared and by the embedding alone; means over draws of facts."""
+    table, drawn = PieceTable(TABLE_FILE), [facts(rng, 20) for _ in range(draws)]
+    rows = {}
+    for name, likeness in (("names compared", Likeness(table)), ("embedding alone", _NoWords(table))):
+        for threshold in THRESHOLDS:
+            each = [found_at(threshold, likeness, *draw) for draw in drawn]
+            rows[f"{threshold}, {name}"] = {key: statistics.fmean(e[key] for e in each) for key in each[0]}
+    return rows
+
+
 def main(arguments: list[str]) -> None:
     """Prints tables in Markdown and writes bench/results/retrieval.json."""
     parser = argparse.ArgumentParser(prog="retrieval", description=__doc__)
@@ -266,8 +305,12 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     lookups = [lookup(held, rng) for held in (20, 1_000, 5_000)]
+    swept = sweep(rng)
     with mesh() as base:
-        runs = [repetition(Mesh(base, f"bench{i}"), rng, options.facts) for i in range(options.repeat)]
+        runs = []
+        for i in range(options.repeat):
+            runs.append(repetition(Mesh(base, f"bench{i}"), rng, options.facts))
+            print(f"repetition {i + 1}: {json.dumps(runs[-1])}", file=sys.stderr, flush=True)
     medians = {
         kind: {name: statistics.median(run[kind][name] for run in runs) for name in runs[0][kind]} for kind in runs[0]
     }
@@ -281,10 +324,21 @@ def main(arguments: list[str]) -> None:
     print("| ---: | ---: | ---: |")
     for found in lookups:
         print(f"| {found['held']:g} | {found['p50_us']:.0f} | {found['p99_us']:.0f} |")
+    print("\n| threshold | the right example | a wrong one | for other towns | for the world |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, shares in swept.items():
+        print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares.values()) + " |")
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     machine = {"cores": os.cpu_count(), "python": platform.python_version()}
-    document = {"machine": machine, "options": vars(options), "runs": runs, "median": medians, "lookup": lookups}
+    document = {
+        "machine": machine,
+        "options": vars(options),
+        "runs": runs,
+        "median": medians,
+        "lookup": lookups,
+        "found": swept,
+    }
     (results / "retrieval.json").write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -21,7 +21,7 @@ IN_ALL: Final = 20_000
 LARGEST: Final = 4_000
 """Bytes of question and answer above which an example is not held."""
 THRESHOLD: Final = 0.75
-"""Cosine from which on two questions count as like; chosen on bench/retrieval."""
+"""Chosen on bench/retrieval."""
 _LOOKED_AT: Final = 8
 """The nearest ones that are looked at for what they speak of."""
 
@@ -45,10 +45,13 @@ class Hit:
 
 
 class ExampleIndex:
-    """Holds examples, adds, forgets and finds. `flat` makes an empty index of vectors (see `flat_index`)."""
+    """Holds examples, adds, forgets and finds. `flat` makes an empty index of vectors (see `flat_index`).
 
-    def __init__(self, likeness: Likeness, flat: Callable[[int], Any]) -> None:
-        self._likeness, self._flat = likeness, flat
+    `threshold`: the cosine from which on two questions count as like.
+    """
+
+    def __init__(self, likeness: Likeness, flat: Callable[[int], Any], *, threshold: float = THRESHOLD) -> None:
+        self._likeness, self._flat, self._threshold = likeness, flat, threshold
         self._tenants: dict[str, _TenantsExamples] = {}
         self._by_age: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._next = 0
@@ -91,7 +94,7 @@ class ExampleIndex:
             return []
         things, found = self._likeness.things(question), list[Hit]()
         for hit in held.nearest(self._likeness.direction(question)):
-            if hit.similarity < THRESHOLD or len(found) == count:
+            if hit.similarity < self._threshold or len(found) == count:
                 break
             if things <= words(f"{hit.exemplar.question} {hit.exemplar.answer}"):
                 found.append(hit)
