@@ -90,15 +90,12 @@ class ExampleIndex:
     def find(self, tenant: str, question: str, count: int) -> list[Hit]:
         """The tenant's examples of like questions that speak of the same things, at most `count`, the nearest first."""
         held = self._tenants.get(tenant)
-        if held is None:
+        if held is None or len(question) > LARGEST:
             return []
-        things, found = self._likeness.things(question), list[Hit]()
-        for hit in held.nearest(self._likeness.direction(question)):
-            if hit.similarity < self._threshold or len(found) == count:
-                break
-            if things <= words(f"{hit.exemplar.question} {hit.exemplar.answer}"):
-                found.append(hit)
-        return found
+        nearest = held.nearest(self._likeness.direction(question))
+        like = [hit for hit in nearest if hit.similarity >= self._threshold]
+        things = self._likeness.things(question) if like else frozenset()
+        return [h for h in like if things <= words(f"{h.exemplar.question} {h.exemplar.answer}")][:count]
 
 
 class _TenantsExamples:
