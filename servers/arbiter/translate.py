@@ -3,6 +3,7 @@
 from typing import Final
 
 from hivemind.servers.arbiter.example import ROLE, Example, Provenance
+from hivemind.servers.arbiter.lines import Tombstone
 from hivemind.servers.arbiter.shelf import Counts, Selection
 from hivemind.servers.arbiter.stream import Beat
 from hivemind.servers.common.context import is_id
@@ -60,6 +61,28 @@ def _fill(message: arbiter_pb2.PlatinumExample, example: Example) -> None:
     message.refined_by = _REFINED_BY[new.refined_by]
     message.origin = new.origin
     message.sha256 = example.sha256
+
+
+def watched_message(
+    event: Example | Tombstone | Beat, wanted: arbiter_pb2.WatchPlatinumRequest, caller: str
+) -> arbiter_pb2.WatchPlatinumResponse | None:
+    """A message to one who reads along; None for an example that is too large, or of another tenant than the caller."""
+    if isinstance(event, Tombstone):
+        return arbiter_pb2.WatchPlatinumResponse(forgotten=arbiter_pb2.ForgottenPlatinum(ids=event.ids))
+    if isinstance(event, Beat):
+        return arbiter_pb2.WatchPlatinumResponse(heartbeat=arbiter_pb2.Heartbeat(last_sequence=event.last_sequence))
+    message = example_message(event)
+    if caller not in ("", event.new.tenant) or 0 < wanted.largest_bytes < message.ByteSize():
+        return None
+    return arbiter_pb2.WatchPlatinumResponse(example=message)
+
+
+def wanted_by_watcher(request: arbiter_pb2.WatchPlatinumRequest) -> arbiter_pb2.WatchPlatinumRequest:
+    """The request if its numbers are allowed."""
+    for name in ("newest_per_tenant", "largest_bytes"):
+        if getattr(request, name) < 0:
+            raise invalid_field(name, "must not be negative")
+    return request
 
 
 def stats_message(counts: Counts, *, queued: int, dropped: int) -> arbiter_pb2.GetPlatinumStatsResponse:

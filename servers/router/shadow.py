@@ -73,7 +73,7 @@ class Shadows:
 
     async def _answer(self, work: Work, call: Call, shadow: str, judging: Model) -> None:
         try:
-            answer = await self._background.plain(self._request(work.request, f"{call.alias}:{shadow}"))
+            answer = await self._background.plain(self._request(work.asked(call.alias), f"{call.alias}:{shadow}"))
             told = answer.work.record.calls[-1]
             score = await self._score(answer.work, judging, work.text, answer.work.text)
             outcome = Outcome(
