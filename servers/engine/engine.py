@@ -8,7 +8,10 @@ ALIAS: Final = "courier"
 TEMPERATURE: Final = 0.1
 """Sampling temperature where a request names none: a model this small rambles at llama.cpp's 0.8."""
 REPEAT_PENALTY: Final = 1.1
-"""Where a request names none: greedy small models repeat themselves for ever."""
+"""Where a request to the base model names none: greedy small models repeat themselves for ever."""
+ADAPTER_REPEAT_PENALTY: Final = 1.0
+"""The same for an adapter, which was taught when to end. A penalty counts the question's words too, and keeps a model
+from giving a learnt answer word for word."""
 MAX_TOKENS: Final = 512
 """Tokens of an answer where a request names no limit."""
 PROMPT_CACHE_MIB: Final = 512
