@@ -1,7 +1,7 @@
 # Everything a fresh machine needs besides Python 3.11 or 3.12 is installed here. `make up` and `make test` are enough.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: install install-train gen baseline lint type unit integration test check up down bench clean
+.PHONY: install install-train gen baseline lint type unit integration test check up down bench demo clean
 
 # The first interpreter that runs and suits: 3.12, 3.11, or a newer one where redis-server is installed (the Redis that
 # comes as a wheel has none for it). Override with PYTHON=...
@@ -71,6 +71,10 @@ test: check
 
 bench: install
 	$(BIN)/python bench/run.py $(NAME)
+
+# the loop closes before one's eyes: under 15 minutes, no key, no network
+demo: install-train
+	$(BIN)/python bench/run.py demo $(DEMO)
 
 clean:
 	rm -rf .venv build third_party .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -95,13 +95,13 @@ def busy_loop(base: str, numbers: Iterator[int]) -> Iterator[list[int]]:
         thread.join()
 
 
-def load(port: int, *, rate: int, seconds: int) -> list[float]:
+def load(port: int, *, rate: int, seconds: int, model: str = "courier") -> list[float]:
     """The latencies of a steady load, in seconds."""
     command = [
         sys.executable,
         str(HERE / "load.py"),
         str(port),
-        "courier",
+        model,
         "plain",
         "8",
         str(rate * seconds),

@@ -4,7 +4,10 @@ import importlib
 import sys
 from pathlib import Path
 
-_PARTS = ("run", "load", "mock_upstream", "routing_targets", "adapters_tokens")
+_PARTS = (
+    "run", "load", "mock_upstream", "routing_targets", "adapters_tokens",
+    "clients", "closed_loop", "facts", "figures", "forgetting", "mesh", "scripted_master",
+)  # fmt: skip
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _PARTS)
 
 

@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.forgetting import control_parts, losses
 from tests.support.invented_facts import write_facts
 
 HERE = Path(__file__).resolve().parent
@@ -74,12 +75,12 @@ def facts(limit_s: float, seed: int) -> dict[str, Any]:
         encoder = Encoder(loaded.tokenizer)
         samples = train + replay(encoder, len(train), 0.25, random.Random(seed))
         parts = _parts(encoder, heldout)
-        curve: list[dict[str, float]] = [{"step": 0, "cpu_s": 0.0, **_losses(loaded.model, parts, encoder)}]
+        curve: list[dict[str, float]] = [{"step": 0, "cpu_s": 0.0, **losses(loaded.model, parts, encoder)}]
 
         def look(step: int, cpu_s: float) -> bool:
             over = cpu_s >= limit_s
             if step % LOOK == 0 or over:
-                curve.append({"step": step, "cpu_s": cpu_s, **_losses(loaded.model, parts, encoder)})
+                curve.append({"step": step, "cpu_s": cpu_s, **losses(loaded.model, parts, encoder)})
             return over
 
         steps = max(LOOK, round(limit_s / 3))  # three CPU-seconds a step were measured first: where the cosine ends
@@ -111,26 +112,7 @@ def _courier(seed: int) -> Any:
 
 
 def _parts(encoder: Any, heldout: list[Any]) -> dict[str, list[Any]]:
-    from hivemind.training.control_set import control_set
-
-    control = control_set()
-    licence = (HERE.parent / "LICENSE").read_text().split("\n\n")
-    elsewhere = [" ".join(p.split()) for p in licence if len(p) > 300][:8]
-    return {
-        "heldout": heldout,
-        "questions": [encoder.turns(t) for t in control.control_questions],
-        "text": [encoder.text(t) for t in control.control_texts],
-        "elsewhere": [encoder.text(t) for t in elsewhere],
-    }
-
-
-def _losses(model: Any, parts: dict[str, list[Any]], encoder: Any) -> dict[str, float]:
-    from hivemind.training.evaluation import score
-
-    model.eval()
-    found = {name: score(model, samples, encoder.tokenizer.pad_token_id).loss for name, samples in parts.items()}
-    model.train()
-    return found
+    return {"heldout": heldout, **control_parts(encoder)}
 
 
 def _train(

@@ -17,7 +17,8 @@ from hivemind.servers.orchestrator.beta import quantile
 OLDER: Final = 0.1
 """What counts of other adapters than the champion weigh."""
 HELD_OUT: Final = 10.0
-"""As how many answers a champion's held-out score counts, in each domain that it has learnt from."""
+"""As how many answers a champion's held-out score counts, in each domain that it has learnt from, where it does not
+say of how many it is the mean."""
 PRIOR: Final = 1.0
 DOUBT: Final = 0.05
 DOMAINS_MAX: Final = 200
@@ -112,13 +113,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """An adapter that was made champion: its held-out score (None: it told none), when it was made, and the domains of
-    the examples that it has learnt from."""
+    """An adapter that was made champion: its held-out score (None: it told none), when it was made, the domains of the
+    examples that it has learnt from, and of how many answers of each domain the score is."""
 
     adapter: str
     when: float
     score: float | None = None
     domains: tuple[str, ...] = ()
+    weight: float = HELD_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +160,9 @@ def skills_of(tallies: Sequence[Tally], champions: Sequence[Champion], serving: 
 def _held_out(champions: Iterable[Champion], serving: Set[str]) -> Iterator[tuple[str, Belief]]:
     for champion in champions:
         if champion.adapter in serving and champion.score is not None:
-            good = HELD_OUT * champion.score
+            good = champion.weight * champion.score
             for domain in champion.domains:
-                yield domain, Belief(good, HELD_OUT - good, champion.when)
+                yield domain, Belief(good, champion.weight - good, champion.when)
 
 
 def _skill(

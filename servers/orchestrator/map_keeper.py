@@ -10,15 +10,17 @@ import structlog
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.orchestrator.cognitive_map import VERDICT, VOICE, CognitiveMap, LedgerPart, ToldPart, map_of
 from hivemind.servers.orchestrator.cycle import Result, Token
-from hivemind.servers.orchestrator.domains import Champion, Evidence, Tally
+from hivemind.servers.orchestrator.domains import HELD_OUT, Champion, Evidence, Tally
 from hivemind.servers.orchestrator.ledger import LedgerReader, Place
 from hivemind.servers.orchestrator.ports import AdapterInfo, MapFile, Opinion, Registry, Router, Store
 from hivemind.servers.orchestrator.rebuilding import Rebuild
 
 _log = structlog.get_logger()
 
-HELD_OUT_NAMES: Final = ("heldout_exact", "candidate_heldout_accuracy")
+HELD_OUT_NAMES: Final = ("held_out_exact", "candidate_heldout_accuracy")
 """Figures of an adapter's evaluation that are a score in [0,1] on held-out questions; the first one there counts."""
+HELD_OUT_COUNT: Final = "held_out"
+"""The figure that says how many answers such a score is the mean of, over all domains."""
 _PAGES_MAX: Final = 100
 
 
@@ -153,7 +155,10 @@ class MapKeeper:
         figures = dict(adapter.evaluation)
         score = next((figures[name] for name in HELD_OUT_NAMES if 0 <= figures.get(name, -1) <= 1), None)
         domains = await self._learnt_from(adapter) if adapter.last_sequence else ()
-        return Champion(adapter.id, adapter.created, score, domains)
+        answers = figures.get(HELD_OUT_COUNT, 0.0)
+        return Champion(
+            adapter.id, adapter.created, score, domains, answers / max(1, len(domains)) if answers > 0 else HELD_OUT
+        )
 
     async def _learnt_from(self, adapter: AdapterInfo) -> tuple[str, ...]:
         """Domains of its data. A long ledger takes longer than a step may: the search goes on till the next cycle."""

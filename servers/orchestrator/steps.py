@@ -142,7 +142,7 @@ class Challengers:
     async def _look_after(self, role: RoleState, token: Token, did: list[str], seen: list[str]) -> None:
         """Changes a role once at the most: what was read of it holds no longer then."""
         changed = await self._shadow(role, token)
-        for adapter in role.challengers:
+        for adapter in reversed(role.challengers):  # the newest has learnt what those before it have
             found = await self.registry.preview(role.role, adapter)
             if changed is None and found.verdict == "PROMOTE":
                 changed = await self._promote(role, found, token, seen)

@@ -26,6 +26,12 @@ class RoleAdapters:
     registered: tuple[str, ...] = ()
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """Whose answers are held against the champion's in the background: shadows, and challengers with traffic, of
+        whom the split alone would never tell which answer was better."""
+        return (*self.shadows, *self.split.challengers)
+
     def standing(self, adapter: str) -> str:
         """What an adapter is in its role, and on how many replicas."""
         share = self.split.challengers.get(adapter)

@@ -20,6 +20,10 @@ QUESTION = {"messages": [{"role": "user", "content": "Which colour?"}], "max_tok
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[RunningMesh]:
     config = f'[models.judge]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "prefers_violet" }}]\n'
+    config += f'[models.master]\nendpoints = [{{ base_url = "{upstream.base_url}", model = "ok" }}]\n'
+    config += "input_price = 2.5\noutput_price = 10.0\n"
+    config += '[policies.small]\nmodels = ["courier"]\n[policies.best]\ndial = 1.0\nstrategies = ["single"]\n'
+    config += '[tenants.default]\npolicy = "small"\n[tenants.careful]\npolicy = "best"\n'
     with running_mesh(tmp_path_factory.mktemp("tuned"), config) as mesh:
         yield mesh
 
@@ -143,6 +147,21 @@ def test_a_shadow_answers_in_the_background_and_is_judged_against_the_champion(
 
     until(judged, within_s=60, what="the judge prefers the champion")
     assert int(state(client)["challenges"][0]["evidence"]["wins"]) == 0
+
+
+def test_a_shadow_is_tried_too_where_auto_prefers_another_model(client: httpx.Client, violet: str, banana: str) -> None:
+    client.post(f"/api/adapters/traffic/{ROLE}", json={"adapter_id": banana, "shadow": True}).raise_for_status()
+    until(lambda: "shadow" in note_of(client, banana), what="the Router knows the shadow")
+    before = state(client)["challenges"][0]["evidence"]
+
+    def tried() -> bool:
+        fields = {"model": "auto", **QUESTION}
+        answer = client.post("/v1/chat/completions", json=fields, headers={"x-hivemind-tenant": "careful"})
+        assert answer.json()["hivemind"]["chosen_model"] == "master"
+        now = state(client)["challenges"][0]["evidence"]
+        return int(now["losses"]) > int(before["losses"]) and int(now["requests"]) > int(before["requests"])
+
+    until(tried, within_s=60, what="the champion and the shadow have answered and were compared")
 
 
 async def test_nothing_fails_while_adapters_are_loaded_promoted_and_rolled_back(

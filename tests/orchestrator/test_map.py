@@ -131,6 +131,22 @@ async def test_a_new_champion_counts_with_its_held_out_score_where_it_has_learnt
     assert skill(found, "math").mean > 0.5
 
 
+async def test_a_held_out_score_counts_as_the_answers_that_it_is_the_mean_of(running: Rig) -> None:
+    files, name = opened(running.datasets), "implementer-v000001"
+    for domain in ("math", "law"):
+        store(files, domain, 0.0)
+    running.registry.champion = name
+    figures = (("held_out_exact", 0.9), ("held_out", 40.0))
+    running.registry.adapters[name] = adapter(
+        name, evaluation=figures, first_sequence=1, last_sequence=2, created=time.time()
+    )
+
+    found, _ = await running.mapped()
+
+    assert {s.name: s.n for s in found.skills} == {s: pytest.approx(20.1, abs=0.1) for s in ("math", "law")}
+    assert skill(found, "math").confidence > 0.7
+
+
 @pytest.mark.parametrize(
     "broken", [b"", b"{", b"[]", b"null", b'{"version": 1}', b'{"version": 9, "ledger": {}}', b"\x00" * 100]
 )

@@ -129,6 +129,17 @@ async def test_an_adapter_that_was_tried_before_is_left_alone(running: Rig, stat
     assert running.registry.did == []
 
 
+async def test_of_two_that_may_be_promoted_the_newer_is(running: Rig) -> None:
+    judged(running, "PROMOTE")
+    newer = "implementer-v000003"
+    running.registry.challengers = (NAME, newer)
+    running.registry.previews[newer] = Promotion(newer, "PROMOTE", "by 200 pairs", "hash", "implementer-v000001")
+
+    await challengers(running).run(running.lease.token)
+
+    assert running.registry.did == [("promote", newer, 1)]
+
+
 async def test_a_challenger_is_promoted_by_its_evidence(running: Rig) -> None:
     judged(running, "PROMOTE")
 

@@ -120,3 +120,9 @@ def test_only_what_the_model_server_did_counts_as_an_outcome() -> None:
         ("r1", V2, True, None, "s1"),
         ("r1.1", V2, False, 0.5, "s1"),
     ]
+
+
+def test_challengers_with_traffic_are_tried_beside_the_champion_as_shadows_are() -> None:
+    role = RoleAdapters(Split("implementer", "", {"implementer-v000002": 0.05}), shadows=("implementer-v000003",))
+
+    assert role.tried == ("implementer-v000003", "implementer-v000002")

@@ -1,0 +1,186 @@
+"""Does the mesh get better while it runs? `make install-train && make bench NAME=flywheel`.
+
+One domain, 20 facts whose values are random per run. A run: traffic for `auto` with learning off; the same with the
+loop running until the small model has taken over; then the scripted master is stopped and the small model is asked
+every held-out question; then API latencies (requests that the master answers, once more there) with the loop at work
+and paused. Nothing asserts a time.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from bench.closed_loop import ROLE, Loop, Moment, Plan, closed_loop
+from bench.facts import TOWNS, invent, taught
+from bench.figures import quantile, ratio
+from bench.forgetting import deltas
+from bench.mesh import Mesh
+
+HERE: Final = Path(__file__).resolve().parent
+FACTS: Final = 20
+MEDIANS: Final = (
+    "freshness_p50_s", "freshness_p95_s", "exact_before", "exact_after", "control_delta", "plain_text_delta",
+    "elsewhere_delta", "cost_ratio", "accuracy_on", "accuracy_off", "learn_cpu_s", "api_p99_ratio",
+)  # fmt: skip
+TARGETS: Final[Mapping[str, str]] = {
+    "freshness_p50_s": "60 at most", "exact_before": "0", "exact_after": "0.9 at least",
+    "control_delta": "0.02 at most", "plain_text_delta": "0.02 at most", "cost_ratio": "0.5 at most",
+    "learn_cpu_s": "300 at most", "api_p99_ratio": "1.5 at most, with a spare core",
+}  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Prints a table in Markdown and writes bench/results/flywheel.json."""
+    parser = argparse.ArgumentParser(prog="flywheel", description=__doc__)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=12.0, help="of learning at most, a run")
+    parser.add_argument("--rate", type=int, default=40, help="requests a second while latencies are measured")
+    parser.add_argument("--seconds", type=int, default=20, help="of each measurement of latencies")
+    options = parser.parse_args(arguments)
+    runs = []
+    for number in range(options.repeat):
+        seed = random.randrange(1 << 31)
+        print(f"run {number + 1} of {options.repeat}, seed {seed}", file=sys.stderr, flush=True)
+        plan = Plan(invent(random.Random(seed), {TOWNS.name: FACTS}), seed, learning_s=60 * options.minutes)
+        runs.append(measure(plan, rate=options.rate, seconds=options.seconds))
+        print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
+    report(runs)
+
+
+def measure(plan: Plan, *, rate: int, seconds: int) -> dict[str, Any]:
+    """One run."""
+    began, load = time.monotonic(), os.getloadavg()[0]
+    with closed_loop(plan) as loop:
+        before, off = loop.exam(), loop.without_learning()
+        on = loop.learn(show)
+        learner, refinement_usd = loop.learner(), loop.refinement_usd()
+        loop.stop_master()
+        after = loop.exam()
+        champion = loop.moments[-1].champion
+        forgot = deltas(folder_of(loop.mesh, champion)) if champion else {}
+        with loop.master_again():
+            latencies = p99(loop, rate=rate, seconds=seconds)
+    fresh = list(loop.published.values())
+    return {
+        "seed": plan.seed, "minutes": (time.monotonic() - began) / 60, "load_before": load,
+        "learning_s": loop.moments[-1].at, "adapters": len(fresh), "freshness_s": fresh,
+        "freshness_p50_s": quantile(fresh, 0.5), "freshness_p95_s": quantile(fresh, 0.95),
+        "exact_before": before, "exact_after": after, "control_delta": forgot.get("questions", 0.0),
+        "plain_text_delta": forgot.get("text", 0.0), "elsewhere_delta": forgot.get("elsewhere", 0.0),
+        "usd_per_1000_off": off.usd_per_1000, "usd_per_1000_on": on.usd_per_1000,
+        "cost_ratio": ratio(on.usd_per_1000, off.usd_per_1000), "accuracy_on": on.accuracy,
+        "accuracy_off": off.accuracy, "courier_share_on": on.courier_share, "refinement_usd": refinement_usd,
+        "learn_cpu_s": float(learner["cpu_seconds"]), "examples": int(learner["learnt"]), **latencies,
+        "moments": [_moment(m) for m in loop.moments],
+    }  # fmt: skip
+
+
+def show(moment: Moment) -> None:
+    """One line of how far a run is, on standard error."""
+    f = moment.figures
+    print(
+        f"{moment.at:5.0f} s  {f.usd_per_1000:.3f} USD/1,000  courier {f.courier_share:.0%}  right {f.accuracy:.0%}  "
+        f"held-out {moment.held_out:.0%}  {moment.champion or 'base model'}  learner {moment.learner.get('state')}, "
+        f"{moment.learner.get('learnt', 0)} of {moment.platinum} learnt",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+
+
+def folder_of(mesh: Mesh, adapter: str) -> Path:
+    """Where a version lies."""
+    role, _, version = adapter.rpartition("-")
+    return mesh.home / "adapters" / role / version
+
+
+def p99(loop: Loop, *, rate: int, seconds: int) -> dict[str, float]:
+    """Latencies of requests that the master answers, in milliseconds: the loop paused, and at work on new facts."""
+    from bench.loop import load
+
+    mesh = loop.mesh
+    _steer(mesh, "pause")
+    paused = load(mesh.port, rate=rate, seconds=seconds, model="master")
+    _steer(mesh, "resume")
+    with new_examples(mesh, loop.plan.seed):
+        running = load(mesh.port, rate=rate, seconds=seconds, model="master")
+    found = {"api_paused_p99_ms": 1000 * quantile(paused, 0.99), "api_running_p99_ms": 1000 * quantile(running, 0.99)}
+    return {**found, "api_p99_ratio": ratio(found["api_running_p99_ms"], found["api_paused_p99_ms"])}
+
+
+@contextmanager
+def new_examples(mesh: Mesh, seed: int) -> Iterator[None]:
+    """Keeps learner and cycle at work: examples of other facts, and a cycle a second."""
+    facts = invent(random.Random(seed + 7), {TOWNS.name: FACTS})
+    examples = [
+        {"messages": [{"role": "user", "content": q}], "answer": f.answer, "tenant": "north", "domain": f.domain}
+        for f in facts for q in taught(f)[:4]
+    ]  # fmt: skip
+    mesh.post("/api/train/examples", {"examples": examples})
+    mesh.until("the learner learns", lambda: _learns(mesh), within_s=60)
+    ended = threading.Event()
+
+    def cycles() -> None:
+        while not ended.wait(1.0):
+            mesh.post("/api/orchestrator:cycle", {})
+
+    thread = threading.Thread(target=cycles)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _learns(mesh: Mesh) -> bool:
+    return mesh.get("/api/learner", role=ROLE)["state"] in ("LEARNING", "CHECKING")
+
+
+def _steer(mesh: Mesh, verb: str) -> None:
+    mesh.post(f"/api/orchestrator:{verb}", {"reason": "bench"} if verb == "pause" else {})
+    mesh.post(f"/api/learner:{verb}", {"role": ROLE})
+
+
+def _moment(moment: Moment) -> dict[str, Any]:
+    f = moment.figures
+    return {
+        "at_s": moment.at, "usd_per_1000": f.usd_per_1000, "courier_share": f.courier_share, "accuracy": f.accuracy,
+        "held_out": moment.held_out, "champion": moment.champion, "platinum": moment.platinum,
+        "confidence": dict(moment.confidence), "learnt": int(moment.learner.get("learnt", 0)),
+    }  # fmt: skip
+
+
+def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The median of each figure over the runs."""
+    return {name: statistics.median(float(run[name]) for run in runs) for name in MEDIANS}
+
+
+def report(runs: Sequence[Mapping[str, Any]]) -> None:
+    """The table and the file."""
+    median = medians(runs)
+    cores = os.cpu_count()
+    print(f"median of {len(runs)} runs, {cores} cores, load before {max(r['load_before'] for r in runs):.1f}\n")
+    print("| | median | each run | target |\n| --- | ---: | --- | --- |")
+    for name in MEDIANS:
+        each = ", ".join(f"{run[name]:.3g}" for run in runs)
+        print(f"| {name} | {median[name]:.3g} | {each} | {TARGETS.get(name, '')} |")
+    machine = {"cores": cores, "cpu": platform.processor() or platform.machine(), "python": platform.python_version()}
+    versions = {n: importlib.metadata.version(n) for n in ("torch", "transformers", "peft", "xllamacpp")}
+    document = {"machine": machine, "versions": versions, "runs": list(runs), "median": median}
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    (results / "flywheel.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
