@@ -2,13 +2,15 @@
 
 An engine of its own with its front, as `hivemind up` starts it. Tokens a second: the base model, one adapter, four
 adapters mixed, each with the same number of requests at once. Hot load: from the request for an adapter that is not
-loaded to its answer, and meanwhile the longest time that a request for the base model took, against the longest without
-a load.
+loaded to its answer. Meanwhile the base model is asked for one token, again and again, and again for as long after it,
+while the same adapter, loaded now, is asked once: what the load costs others is the difference. The first load is that
+of an engine just started with an empty cache.
 """
 
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +28,9 @@ ADAPTERS: Final = 4
 RANK: Final = 16
 AT_ONCE: Final = 4
 TOKENS: Final = 48
-_QUESTION: Final = [{"role": "user", "content": "Tell me a long story about the sea."}]
+_QUESTION: Final = "Tell me a long story about the sea."
+_OTHER: Final = "Which trees lose their leaves in autumn, and why?"
+_THIRD: Final = "How is bread baked in a village without electricity?"
 
 Figures = dict[str, list[float]]
 
@@ -34,9 +38,14 @@ ROWS: Final[dict[str, str]] = {
     "base_tokens_per_s": f"base model, {AT_ONCE} requests at once, tokens/s",
     "one_tokens_per_s": f"one adapter of rank {RANK} on all modules, {AT_ONCE} at once, tokens/s",
     "mixed_tokens_per_s": f"{ADAPTERS} adapters mixed, {AT_ONCE} at once, tokens/s",
-    "hot_load_ms": "hot load of an adapter, request to answer, ms",
-    "quiet_gap_ms": "longest request of one token to the base, no load, ms",
-    "load_gap_ms": "longest request of one token to the base during a hot load, ms",
+    "first_load_ms": "first hot load of an engine, request to answer, ms",
+    "later_load_ms": "later hot load, request to answer, ms",
+    "load_one_token_ms": "one token of the base model during hot loads, every request, ms",
+    "quiet_one_token_ms": "the same for as long without a load, ms",
+    "first_gap_ms": "longest of them in each first load, ms",
+    "first_quiet_gap_ms": "the same without a load, ms",
+    "later_gap_ms": "longest of them in each later load, ms",
+    "later_quiet_gap_ms": "the same without a load, ms",
 }
 
 
@@ -81,9 +90,10 @@ def engine(home: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-async def chat(client: httpx.AsyncClient, model: str, tokens: int) -> None:
+async def chat(client: httpx.AsyncClient, model: str, tokens: int, *, question: str = _QUESTION) -> None:
     """One answer of just so many tokens; AssertionError if it is not one."""
-    body: dict[str, Any] = {"model": model, "messages": _QUESTION, "max_tokens": tokens, "ignore_eos": True}
+    asked = [{"role": "user", "content": question}]
+    body: dict[str, Any] = {"model": model, "messages": asked, "max_tokens": tokens, "ignore_eos": True}
     answer = await client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == tokens
@@ -96,41 +106,57 @@ async def tokens_per_s(client: httpx.AsyncClient, models: list[str]) -> float:
     return len(models) * TOKENS / (time.monotonic() - began)
 
 
-async def longest(client: httpx.AsyncClient, until: "asyncio.Future[Any]") -> float:
-    """Milliseconds of the longest of many requests for one token, one after the other until something is done."""
-    worst = 0.0
-    while not until.done():
+async def one_token_each(client: httpx.AsyncClient, until: "asyncio.Future[Any]") -> list[float]:
+    """Milliseconds of requests for one token, one after the other until something is done; at least one."""
+    times: list[float] = []
+    while not times or not until.done():
         began = time.monotonic()
         await chat(client, "courier", 1)
-        worst = max(worst, (time.monotonic() - began) * 1000)
-    return worst
+        times.append((time.monotonic() - began) * 1000)
+    return times
 
 
-async def hot_load(client: httpx.AsyncClient, model: str, figures: Figures) -> None:
-    """Has an adapter brought in while the base is asked."""
-    quiet = asyncio.ensure_future(asyncio.sleep(2))
-    figures.setdefault("quiet_gap_ms", []).append(await longest(client, quiet))
+async def hot_load(client: httpx.AsyncClient, model: str, which: str, figures: Figures) -> None:
+    """Has an adapter brought in while the base is asked, then asks both for as long without a load."""
     began = time.monotonic()
-    load = asyncio.ensure_future(chat(client, model, 1))
-    gap = await longest(client, load)
+    load = asyncio.ensure_future(chat(client, model, 1, question=_OTHER))
+    during = await one_token_each(client, load)
     await load
-    figures.setdefault("hot_load_ms", []).append((time.monotonic() - began) * 1000)
-    figures.setdefault("load_gap_ms", []).append(gap)
+    took = time.monotonic() - began
+    held, rest = (
+        asyncio.ensure_future(chat(client, model, 1, question=_THIRD)),
+        asyncio.ensure_future(asyncio.sleep(took)),
+    )
+    without = await one_token_each(client, asyncio.gather(held, rest))
+    for key, values in {
+        f"{which}_load_ms": [took * 1000], "load_one_token_ms": during, "quiet_one_token_ms": without,
+        f"{which}_gap_ms": [max(during)], f"{which}_quiet_gap_ms": [max(without)],
+    }.items():  # fmt: skip
+        figures.setdefault(key, []).extend(values)
+
+
+async def hot_loads(folder: Path, ids: list[str], figures: Figures) -> None:
+    """Loads adapters into an engine just started, one after the other."""
+    shutil.rmtree(folder / "cache" / "adapters", ignore_errors=True)
+    with engine(folder) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+            await chat(client, "courier", 1)
+            for number, model in enumerate(ids):
+                await hot_load(client, model, "later" if number else "first", figures)
 
 
 async def measure_engine(folder: Path, *, repeat: int) -> Figures:
     """Every figure of the engine. `folder` is empty and is filled with adapters."""
-    loads = 3
-    write_adapters(folder / "adapters", ADAPTERS + loads)
+    write_adapters(folder / "adapters", ADAPTERS)
+    ids = [adapter_id(n) for n in range(1, ADAPTERS + 1)]
     figures: Figures = {}
+    for _ in range(repeat):
+        await hot_loads(folder, ids, figures)
     with engine(folder) as url:
         async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-            ids = [adapter_id(n) for n in range(1, ADAPTERS + 1)]
             for model in ("courier", *ids):
                 await chat(client, model, 1)
             for _ in range(repeat):  # in turn, so that a busy machine slows all alike
                 for key, models in (("base", ["courier"] * AT_ONCE), ("one", ids[:1] * AT_ONCE), ("mixed", ids)):
                     figures.setdefault(f"{key}_tokens_per_s", []).append(await tokens_per_s(client, models))
-            for number in range(ADAPTERS + 1, ADAPTERS + loads + 1):
-                await hot_load(client, adapter_id(number), figures)
     return figures

@@ -1,7 +1,9 @@
 """The platinum ledger and its stream: `make bench NAME=arbiter`.
 
 appends   64 writers at once on one ledger, against one write and one sync for each of the same lines (the floor of
-          whoever syncs every record), in turn; p99 of an append against p99 of one such sync
+          whoever syncs every record), in turn; p99 of an append against p99 of one such sync. Once on this machine's
+          disk, and once on the same with each sync stretched to the time that a usual disk takes: where a sync takes
+          hardly more than the work on a line, sharing it saves little
 start     the server on a ledger of a million lines: time until it is ready, and its memory
 stream    a backlog of 100,000 examples to one consumer that acknowledges, against a bare grpc.aio server that holds the
           same messages ready and only sends them; memory of our server before, at most, and after
@@ -31,6 +33,7 @@ from typing import Any
 
 import grpc
 import psutil
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from hivemind.servers.arbiter.bell import Bell
@@ -57,9 +60,21 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 """Where the result goes, and what is measured lies meanwhile: on the checkout's disk."""
 WRITERS = 64
+FOUND_SYNC_S = 0.0019
+"""The sync of the disk for which the targets were set: 526 records a second, each with its own."""
 ROTATE_BYTES = 256 << 20
 IN_FLIGHT, ACK_EVERY = 2048, 512
 Figures = dict[str, list[float]]
+
+
+class SlowDisk(RealDisk):
+    """This machine's disk, but a sync takes at least as long as FOUND_SYNC_S."""
+
+    def sync(self, fd: int) -> None:
+        """Syncs, and waits for the rest of the time."""
+        end = time.perf_counter() + FOUND_SYNC_S
+        super().sync(fd)
+        time.sleep(max(0.0, end - time.perf_counter()))
 
 
 class Unsynced(RealDisk):
@@ -91,7 +106,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def sync_each(folder: Path, count: int) -> tuple[float, list[float]]:
+def sync_each(folder: Path, count: int, disk: RealDisk) -> tuple[float, list[float]]:
     """Writes lines of the ledger one by one, each with its sync: records a second, and the seconds of each."""
     made = folder / "lines"
     files = LedgerFolder(made, rotate_bytes=ROTATE_BYTES, clock=time.time, disk=Unsynced())
@@ -103,23 +118,22 @@ def sync_each(folder: Path, count: int) -> tuple[float, list[float]]:
     for line in lines:
         start = time.perf_counter()
         os.write(fd, line)
-        os.fdatasync(fd)
+        disk.sync(fd)
         took.append(time.perf_counter() - start)
     seconds = time.perf_counter() - began
     os.close(fd)
     return count / seconds, took
 
 
-async def append_all(folder: Path, count: int) -> tuple[float, list[float]]:
+async def append_all(folder: Path, count: int, disk: RealDisk) -> tuple[float, list[float]]:
     """The same lines by 64 writers at once through the ledger."""
-    files = LedgerFolder(folder / "ledger", rotate_bytes=ROTATE_BYTES, clock=time.time)
+    files = LedgerFolder(folder / "ledger", rotate_bytes=ROTATE_BYTES, clock=time.time, disk=disk)
     ledger = Ledger(files, Bell(), PlatinumMetrics(CollectorRegistry()), poll_s=1.0)
     await ledger.refresh()
-    numbers, took = iter(range(count)), []
+    waiting, took = iter([example(n) for n in range(count)]), []
 
     async def write() -> None:
-        for number in numbers:
-            new = example(number)
+        for new in waiting:
             start = time.perf_counter()
             await ledger.append(new)
             took.append(time.perf_counter() - start)
@@ -131,23 +145,18 @@ async def append_all(folder: Path, count: int) -> tuple[float, list[float]]:
     return count / seconds, took
 
 
-def measure_appends(figures: Figures, *, each: int, grouped: int) -> None:
+def measure_appends(figures: Figures, disk: RealDisk, prefix: str, *, each: int, grouped: int) -> None:
     """One repetition of both."""
     with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
-        rate, took = sync_each(Path(folder), each)
-        note(
-            figures,
-            sync_each_per_s=rate,
-            sync_p50_ms=percentile(took, 0.5) * 1e3,
-            sync_p99_ms=percentile(took, 0.99) * 1e3,
-        )
-        rate, took = asyncio.run(append_all(Path(folder), grouped))
-        note(
-            figures,
-            appends_per_s=rate,
-            append_p50_ms=percentile(took, 0.5) * 1e3,
-            append_p99_ms=percentile(took, 0.99) * 1e3,
-        )
+        for name, (rate, took) in (
+            ("sync_each", sync_each(Path(folder), each, disk)),
+            ("append", uvloop.run(append_all(Path(folder), grouped, disk))),
+        ):
+            note(
+                figures,
+                **{f"{prefix}{name}_per_s": rate},
+                **{f"{prefix}{name}_p{p}_ms": percentile(took, p / 100) * 1e3 for p in (50, 99)},
+            )
 
 
 def note(figures: Figures, **values: float) -> None:
@@ -368,11 +377,17 @@ async def measure_delay(figures: Figures, folder: Path, redis_url: str, *, count
 
 ROWS = {
     "sync_each_per_s": "one sync a record: records a second",
-    "sync_p50_ms": "- p50 of write and sync, ms",
-    "sync_p99_ms": "- p99, ms",
-    "appends_per_s": f"ledger, {WRITERS} writers: appends a second",
+    "sync_each_p50_ms": "- p50 of write and sync, ms",
+    "sync_each_p99_ms": "- p99, ms",
+    "append_per_s": f"ledger, {WRITERS} writers: appends a second",
     "append_p50_ms": "- p50 of an append, ms",
     "append_p99_ms": "- p99, ms",
+    "slow_sync_each_per_s": f"one sync of {FOUND_SYNC_S * 1e3:g} ms a record: records a second",
+    "slow_sync_each_p50_ms": "- p50 of write and sync, ms",
+    "slow_sync_each_p99_ms": "- p99, ms",
+    "slow_append_per_s": f"ledger with such syncs, {WRITERS} writers: appends a second",
+    "slow_append_p50_ms": "- p50 of an append, ms",
+    "slow_append_p99_ms": "- p99, ms",
     "start_s": "server on the large ledger: start until ready, s",
     "start_cpu_s": "- of that CPU time, s",
     "start_mib": "- resident memory then, MiB",
@@ -387,8 +402,16 @@ ROWS = {
 def ratios_of(m: dict[str, float]) -> dict[str, tuple[float, str]]:
     """The figures that the targets speak of."""
     return {
-        "appends a second to one sync a record": (m["appends_per_s"] / m["sync_each_per_s"], "at least 10"),
-        "p99 of an append to p99 of one sync": (m["append_p99_ms"] / m["sync_p99_ms"], "under 4"),
+        "appends a second to one sync a record": (m["append_per_s"] / m["sync_each_per_s"], "at least 10"),
+        "p99 of an append to p99 of one sync": (m["append_p99_ms"] / m["sync_each_p99_ms"], "under 4"),
+        f"appends, with syncs of {FOUND_SYNC_S * 1e3:g} ms": (
+            m["slow_append_per_s"] / m["slow_sync_each_per_s"],
+            "at least 10",
+        ),
+        f"p99, with syncs of {FOUND_SYNC_S * 1e3:g} ms": (
+            m["slow_append_p99_ms"] / m["slow_sync_each_p99_ms"],
+            "under 4",
+        ),
         "start with the large ledger, s": (m["start_s"], "under 5"),
         "memory then, MiB": (m["start_mib"], "under 200"),
         "stream to the bare stream": (m["stream_per_s"] / m["bare_per_s"], "at least 0.5"),
@@ -439,7 +462,9 @@ def main(arguments: list[str]) -> None:
     configure_logs("bench", "ERROR")
     figures: Figures = {}
     for repetition in range(options.repeat):
-        measure_appends(figures, each=500 if options.quick else 3000, grouped=3000 if options.quick else 30_000)
+        few, many = (500, 3000) if options.quick else (3000, 30_000)
+        measure_appends(figures, RealDisk(), "", each=few, grouped=many)
+        measure_appends(figures, SlowDisk(), "slow_", each=few // 2, grouped=many // 2)
         print(f"appends {repetition + 1} of {options.repeat} done", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=RESULTS) as folder, redis(Path(folder) / "redis") as redis_url:
         large = Path(folder) / "large"

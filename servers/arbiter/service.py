@@ -94,6 +94,18 @@ class ArbiterService(arbiter_pb2_grpc.ArbiterServiceServicer):
             async for event in events:
                 yield translate.event_message(event)
 
+    async def WatchPlatinum(
+        self, request: arbiter_pb2.WatchPlatinumRequest, context: Any
+    ) -> AsyncIterator[arbiter_pb2.WatchPlatinumResponse]:
+        """See arbiter.proto. A caller that names itself by header is told of its own examples only."""
+        wanted, caller = translate.wanted_by_watcher(request), current_call.get().tenant
+        events = self._streams.watch(wanted.newest_per_tenant)
+        async with aclosing(events):
+            async for event in events:
+                message = translate.watched_message(event, wanted, caller)
+                if message is not None:
+                    yield message
+
     async def AckPlatinum(
         self, request: arbiter_pb2.AckPlatinumRequest, context: Any
     ) -> arbiter_pb2.AckPlatinumResponse:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from hivemind.servers.arbiter.disk import Handle, read_exactly, refused
 from hivemind.servers.arbiter.example import REFINERS, Example
-from hivemind.servers.arbiter.lines import BadLine, Tombstone, id_high, is_line_id, parse
-from hivemind.servers.arbiter.segment import ABSENT, DOOMED, EXAMPLE, GONE, Names, Segment, short_hash
+from hivemind.servers.arbiter.lines import BadLine, Stub, Tombstone, id_high, is_line_id, parse
+from hivemind.servers.arbiter.segment import ABSENT, DOOMED, EXAMPLE, GONE, MARKER, Names, Rows, Segment, short_hash
 from hivemind.servers.common.errors import MeshError
 
 _log = structlog.get_logger()
@@ -118,12 +119,17 @@ class Shelf:
 
     def parsed(self, sequence: int, line: bytes) -> Example | None:
         """The example of a line that was read; None where it was changed, which is counted."""
+        found = self.told(sequence, line)
+        return found if isinstance(found, Example) else None
+
+    def told(self, sequence: int, line: bytes) -> Example | Tombstone | None:
+        """The example or tombstone of a line that was read; None where it was changed, which is counted."""
         try:
             found, _ = parse(line)
         except BadLine as error:
             self._report_bad(sequence, error)
             return None
-        return found if isinstance(found, Example) and found.sequence == sequence else None
+        return found if not isinstance(found, Stub) and found.sequence == sequence else None
 
     def find(self, name: str) -> Example | None:
         """The example with an id."""
@@ -143,6 +149,30 @@ class Shelf:
                 if len(found) < count and segment.first < below:
                     found += self._matches(segment, wanted, below)[: count - len(found)]
         return found
+
+    def newest(self, per_tenant: int, *, upto: int) -> list[int]:
+        """Sequences of examples, in order: so many of the newest of each tenant, none above `upto`."""
+        found: list[int] = []
+        with self.mutex:
+            left = np.full(len(self.names.texts), per_tenant, np.int64)
+            for segment in reversed(self.segments):
+                rows = segment.rows[: max(0, upto + 1 - segment.first)]
+                found += [segment.first + int(i) for i in _newest(rows, left)]
+        return sorted(found)
+
+    def following(self, after: int, *, lines: int, most_bytes: int) -> tuple[list[tuple[int, Spot]], int]:
+        """Where examples and tombstones lie above a sequence, in order; and up to which sequence that is all."""
+        found: list[tuple[int, Spot]] = []
+        with self.mutex:
+            end = min(self.active.last, after + lines)
+            for sequence in range(after + 1, end + 1):
+                spot = self._spot_of(sequence, (EXAMPLE, MARKER))
+                most_bytes -= 0 if spot is None else spot.length
+                if found and most_bytes < 0:
+                    return found, sequence - 1
+                if spot is not None:
+                    found.append((sequence, spot))
+        return found, max(after, end)
 
     def examples_above(self, sequence: int) -> int:
         """How many examples lie above a sequence."""
@@ -190,6 +220,11 @@ class Shelf:
         """Takes other segments; the last one is the active one and not read yet."""
         self.segments, self._recent_keys = segments, {}
 
+    def remember_key(self, key: int, sequence: int) -> None:
+        """Notes the idempotency key of a new line by its hash."""
+        if key:
+            self._recent_keys[key] = sequence
+
     def remember_keys(self, start: int) -> None:
         """Notes the idempotency keys of the active segment from a row on."""
         active = self.active
@@ -219,12 +254,12 @@ class Shelf:
         """The segments with texts that are to leave the disk."""
         return (s for s in self.segments if np.any(s.rows["kind"] == DOOMED))
 
-    def _spot_of(self, sequence: int) -> Spot | None:
+    def _spot_of(self, sequence: int, kinds: Sequence[int] = (EXAMPLE,)) -> Spot | None:
         segment = self._segment_of(sequence)
         if segment is None:
             return None
         row = segment.row(sequence)
-        return Spot(segment.handle, int(row["offset"]), int(row["length"])) if row["kind"] == EXAMPLE else None
+        return Spot(segment.handle, int(row["offset"]), int(row["length"])) if row["kind"] in kinds else None
 
     def _segment_of(self, sequence: int) -> Segment | None:
         return next((s for s in reversed(self.segments) if s.first <= sequence <= s.last), None)
@@ -271,6 +306,19 @@ class Shelf:
             if sequence not in self._unread:
                 self._unread.add(sequence)
                 _log.warning("bad_line_skipped", sequence=sequence, problem=str(error))
+
+
+def _newest(rows: Rows, left: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where the newest examples of each tenant stand, as many as it has `left`, which is counted down."""
+    at = np.flatnonzero(rows["kind"] == EXAMPLE)[::-1]
+    tenants = rows["tenant"][at]
+    order = np.argsort(tenants, kind="stable")
+    counts = np.bincount(tenants, minlength=len(left))
+    rank = np.empty(len(at), np.int64)
+    rank[order] = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
+    found: npt.NDArray[np.int64] = at[rank < left[tenants]]
+    left -= np.minimum(left, counts)
+    return found
 
 
 def key_reused() -> MeshError:

@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,8 +12,10 @@ import structlog
 
 from hivemind.servers.arbiter.bell import Bell, heard
 from hivemind.servers.arbiter.example import Example
+from hivemind.servers.arbiter.lines import Tombstone
 from hivemind.servers.arbiter.platinum_metrics import PlatinumMetrics
 from hivemind.servers.arbiter.ports import ConsumerGroups, Member, PlatinumReader, Taken
+from hivemind.servers.arbiter.watching import Idle, read_along
 from hivemind.servers.common.errors import MeshError
 
 _log = structlog.get_logger()
@@ -86,6 +88,22 @@ class PlatinumStreams:
                 await heard(ticket, min(pause, max(0.0, beat_at - self._clock())))
         finally:
             await flow.leave()
+
+    async def watch(self, per_tenant: int) -> AsyncGenerator[Example | Tombstone | Beat, None]:
+        """Examples for one who reads along, tombstones and signs of life; see watching.read_along."""
+        told = read_along(self._ledger, self._bell, per_tenant)
+        beat_at = self._clock()
+        async with aclosing(told):
+            async for found in told:
+                if self._ending:
+                    raise MeshError("DRAINING", "the server is ending; watch again", retry_after_s=1.0)
+                if not isinstance(found, Idle):
+                    yield found
+                    continue
+                if self._clock() >= beat_at:
+                    yield Beat(found.sequence, 0)
+                    beat_at = self._clock() + self._pace.heartbeat_s
+                await heard(found.ticket, min(self._pace.poll_s, max(0.0, beat_at - self._clock())))
 
     def end(self) -> None:
         """Ends all streams, so that their consumers join another server."""

@@ -3,12 +3,13 @@
 from typing import Final
 
 from hivemind.servers.arbiter.example import ROLE, Example, Provenance
+from hivemind.servers.arbiter.lines import Tombstone
 from hivemind.servers.arbiter.shelf import Counts, Selection
 from hivemind.servers.arbiter.stream import Beat
 from hivemind.servers.common.context import is_id
 from hivemind.servers.common.errors import MeshError, Violation, invalid_field, not_found
 from hivemind.servers.common.translate import duration, timestamp
-from hivemind.v1 import arbiter_pb2, common_pb2
+from hivemind.v1 import arbiter_pb2
 
 IN_FLIGHT_DEFAULT, IN_FLIGHT_MAX = 32, 10_000
 ACKNOWLEDGED_MAX: Final = 10_000
@@ -24,34 +25,64 @@ _REFINED_BY: Final = {
 
 def example_message(example: Example) -> arbiter_pb2.PlatinumExample:
     """An example as the contract has it."""
-    new = example.new
-    return arbiter_pb2.PlatinumExample(
-        id=example.id,
-        sequence=example.sequence,
-        request_id=new.request_id,
-        role=ROLE,
-        messages=[common_pb2.ChatMessage(role=t.role, content=t.content, name=t.name) for t in new.messages],
-        draft=new.draft,
-        final_platinum_answer=new.final_platinum_answer,
-        provenance=_provenance(new.provenance),
-        domain=new.domain,
-        confidence=new.confidence,
-        tenant=new.tenant,
-        licence=new.licence,
-        consent=new.consent,
-        create_time=timestamp(example.created),
-        refined_by=_REFINED_BY[new.refined_by],
-        origin=new.origin,
-        sha256=example.sha256,
-    )
+    message = arbiter_pb2.PlatinumExample()
+    _fill(message, example)
+    return message
 
 
 def event_message(event: Example | Beat) -> arbiter_pb2.StreamPlatinumResponse:
     """A message of the stream."""
-    if isinstance(event, Example):
-        return arbiter_pb2.StreamPlatinumResponse(example=example_message(event))
-    beat = arbiter_pb2.Heartbeat(last_sequence=event.last_sequence, lag=event.lag)
-    return arbiter_pb2.StreamPlatinumResponse(heartbeat=beat)
+    if isinstance(event, Beat):
+        beat = arbiter_pb2.Heartbeat(last_sequence=event.last_sequence, lag=event.lag)
+        return arbiter_pb2.StreamPlatinumResponse(heartbeat=beat)
+    message = arbiter_pb2.StreamPlatinumResponse()
+    _fill(message.example, event)
+    return message
+
+
+def _fill(message: arbiter_pb2.PlatinumExample, example: Example) -> None:
+    """In place: a message that is made first and handed on is copied, and the stream sends many."""
+    new = example.new
+    message.id = example.id
+    message.sequence = example.sequence
+    message.request_id = new.request_id
+    message.role = ROLE
+    for turn in new.messages:
+        message.messages.add(role=turn.role, content=turn.content, name=turn.name)
+    message.draft = new.draft
+    message.final_platinum_answer = new.final_platinum_answer
+    _fill_provenance(message.provenance, new.provenance)
+    message.domain = new.domain
+    message.confidence = new.confidence
+    message.tenant = new.tenant
+    message.licence = new.licence
+    message.consent = new.consent
+    message.create_time.CopyFrom(timestamp(example.created))
+    message.refined_by = _REFINED_BY[new.refined_by]
+    message.origin = new.origin
+    message.sha256 = example.sha256
+
+
+def watched_message(
+    event: Example | Tombstone | Beat, wanted: arbiter_pb2.WatchPlatinumRequest, caller: str
+) -> arbiter_pb2.WatchPlatinumResponse | None:
+    """A message to one who reads along; None for an example that is too large, or of another tenant than the caller."""
+    if isinstance(event, Tombstone):
+        return arbiter_pb2.WatchPlatinumResponse(forgotten=arbiter_pb2.ForgottenPlatinum(ids=event.ids))
+    if isinstance(event, Beat):
+        return arbiter_pb2.WatchPlatinumResponse(heartbeat=arbiter_pb2.Heartbeat(last_sequence=event.last_sequence))
+    message = example_message(event)
+    if caller not in ("", event.new.tenant) or 0 < wanted.largest_bytes < message.ByteSize():
+        return None
+    return arbiter_pb2.WatchPlatinumResponse(example=message)
+
+
+def wanted_by_watcher(request: arbiter_pb2.WatchPlatinumRequest) -> arbiter_pb2.WatchPlatinumRequest:
+    """The request if its numbers are allowed."""
+    for name in ("newest_per_tenant", "largest_bytes"):
+        if getattr(request, name) < 0:
+            raise invalid_field(name, "must not be negative")
+    return request
 
 
 def stats_message(counts: Counts, *, queued: int, dropped: int) -> arbiter_pb2.GetPlatinumStatsResponse:
@@ -132,19 +163,17 @@ def _id(field: str, name: str) -> str:
     return name
 
 
-def _provenance(p: Provenance) -> arbiter_pb2.Provenance:
-    return arbiter_pb2.Provenance(
-        draft_model=p.draft_model,
-        draft_adapter=p.draft_adapter,
-        oracle_model=p.oracle_model,
-        arbiter_model=p.arbiter_model,
-        prompt_template_sha256=p.prompt_template_sha256,
-        score=p.score,
-        draft_score=p.draft_score,
-        decisions=p.decisions,
-        changes=p.changes,
-        cost_micros=p.cost_micros,
-        latency=duration(p.latency_s),
-        safety=p.safety,
-        redactions=p.redactions,
-    )
+def _fill_provenance(message: arbiter_pb2.Provenance, p: Provenance) -> None:
+    message.draft_model = p.draft_model
+    message.draft_adapter = p.draft_adapter
+    message.oracle_model = p.oracle_model
+    message.arbiter_model = p.arbiter_model
+    message.prompt_template_sha256 = p.prompt_template_sha256
+    message.score = p.score
+    message.draft_score = p.draft_score
+    message.decisions.extend(p.decisions)
+    message.changes = p.changes
+    message.cost_micros = p.cost_micros
+    message.latency.CopyFrom(duration(p.latency_s))
+    message.safety = p.safety
+    message.redactions = p.redactions

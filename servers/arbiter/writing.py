@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hivemind.servers.arbiter.example import Example, NewExample
-from hivemind.servers.arbiter.lines import Place, example_line, id_high, next_id, placed, tombstone_line
+from hivemind.servers.arbiter.lines import Place, example_line, next_id, placed, tombstone_line
 from hivemind.servers.arbiter.shelf import key_reused
 
 
@@ -19,11 +19,13 @@ class Cursor:
 
 
 class Writing:
-    """A batch. `lines` and `examples` run in step; a tombstone stands as None among the examples."""
+    """A batch. `lines`, `highs` (the upper halves of their ids) and `examples` run in step; a tombstone stands as None
+    among the examples."""
 
     def __init__(self, cursor: Cursor, now_ms: int) -> None:
         self.cursor, self._now_ms = cursor, now_ms
         self.lines: list[bytes] = []
+        self.highs: list[int] = []
         self.examples: list[Example | None] = []
         self.last_id = ""
         self._keys: dict[tuple[str, str], Example] = {}
@@ -53,10 +55,11 @@ class Writing:
 
     def _next(self) -> Place:
         name, high = next_id(self._now_ms, self.cursor.high, secrets.randbits(62))
-        return Place(name, self.cursor.sequence + 1, high >> 16, self.cursor.sha256)
+        return Place(name, high, self.cursor.sequence + 1, self.cursor.sha256)
 
     def _took(self, place: Place, line: bytes, sha256: str, example: Example | None) -> None:
-        self.cursor = Cursor(place.sequence, sha256, id_high(place.id))
+        self.cursor = Cursor(place.sequence, sha256, place.high)
         self.last_id = place.id
+        self.highs.append(place.high)
         self.lines.append(line)
         self.examples.append(example)

@@ -21,8 +21,11 @@ MASTER: Final = "master"
 EVERY_ALIAS: Final = ("courier", "master", "oracle", "arbiter", "judge")
 """The aliases that the mesh itself knows a use for."""
 
+EXAMPLES_MAX: Final = 4
+"""More worked examples confuse a small model more than they help it."""
 MODEL_OUTPUT: Final = "LicenseRef-model-output"
 """The licence of an answer where the operator names none: whatever the provider's terms say of its model's output."""
+EMBEDDED: Final = "embedded"
 AdapterKind = Literal["", "embedded", "lorax", "vllm"]
 """What a model's endpoints are as servers of LoRA adapters; empty: nobody loads adapters there."""
 
@@ -110,7 +113,8 @@ class Model:
 class Policy:
     """What an operator lays down for some requests. Empty or None: nothing is laid down.
 
-    `shadow` names a policy that decides too, whose decision is recorded and not acted on.
+    `shadow` names a policy that decides too, whose decision is recorded and not acted on. `examples`: how many platinum
+    examples of like questions the courier is shown at most.
     """
 
     name: str = ""
@@ -119,6 +123,7 @@ class Policy:
     strategies: frozenset[str] = frozenset()
     max_cost_micros: int | None = None
     shadow: str = ""
+    examples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +196,7 @@ class _PolicyTable(_Strict):
     strategies: tuple[Literal["single", "cascade", "vote", "committee", "debate", "clone_dispatch"], ...] = ()
     max_cost_micros: Annotated[int, Field(ge=0)] | None = None
     shadow: str = ""
+    examples: Annotated[int, Field(ge=0, le=EXAMPLES_MAX)] = 0
 
 
 class _DomainTable(_Strict):
@@ -238,7 +244,9 @@ def build_catalogue(file: _File, environment: Mapping[str, str]) -> Catalogue:
         models={k: m for k, m in models.items() if m.endpoints},
         tenants_without_training=frozenset(name for name, tenant in file.tenants.items() if not tenant.training),
         policies={
-            name: Policy(name, t.dial, frozenset(t.models), frozenset(t.strategies), t.max_cost_micros, t.shadow)
+            name: Policy(
+                name, t.dial, frozenset(t.models), frozenset(t.strategies), t.max_cost_micros, t.shadow, t.examples
+            )
             for name, t in file.policies.items()
         },
         tenant_policies={name: tenant.policy for name, tenant in file.tenants.items() if tenant.policy},

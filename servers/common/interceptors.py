@@ -195,15 +195,20 @@ class _Call:
 
 
 async def _until(draining: asyncio.Event, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The messages until they end or the server does: MeshError DRAINING then."""
+    """The messages until they end or the server does: MeshError DRAINING then, told in band too where the contract has
+    a place for it."""
     ended = asyncio.ensure_future(draining.wait())
     following: asyncio.Future[Any] | None = None
+    message: Any = None
     try:
         while True:
             following = asyncio.ensure_future(anext(messages, _NO_MORE))
             await asyncio.wait((following, ended), return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
-                raise MeshError("DRAINING", "the server is ending; watch again", retry_after_s=1.0)
+                error = MeshError("DRAINING", "the server is ending; watch again", retry_after_s=1.0)
+                if message is not None and "error" in message.DESCRIPTOR.fields_by_name:
+                    yield type(message)(error=to_status(error, current_call.get().request_id))
+                raise error
             message = following.result()
             if message is _NO_MORE:
                 return

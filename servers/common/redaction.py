@@ -30,6 +30,11 @@ def redact(text: str) -> Redacted:
     return Redacted(redacted, count)
 
 
+def has_placeholder(text: str) -> bool:
+    """Whether something may have been taken out of a text."""
+    return _PLACEHOLDER.search(text) is not None
+
+
 def redact_all(texts: Sequence[str]) -> tuple[tuple[str, ...], int]:
     """Texts that belong together, as the turns of a conversation, redacted under one numbering; and how many places."""
     rules = [_rules_for(text) for text in texts]

@@ -6,7 +6,6 @@ import sys
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry, ProcessCollector
 
 from hivemind.servers.common.courier import ModelError, Remote, checked_file, resolve_courier
 from hivemind.servers.common.logs import configure_logs
@@ -14,6 +13,7 @@ from hivemind.servers.common.metrics_http import MetricsHttp
 from hivemind.servers.engine.base_model import BaseModelError, read_base_model
 from hivemind.servers.engine.engine import EngineOptions
 from hivemind.servers.engine.generations import Limits
+from hivemind.servers.engine.metrics import EngineMetrics
 from hivemind.servers.engine.server import ServerOptions, running_engine
 from hivemind.servers.engine.settings import EngineSettings
 
@@ -55,11 +55,10 @@ async def serve(settings: EngineSettings, options: ServerOptions) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    async with running_engine(options) as engine:
+    metrics = EngineMetrics()
+    async with running_engine(options, metrics) as engine:
         health = MetricsHttp(
-            host=settings.host, port=settings.metrics_port, registry=registry,
+            host=settings.host, port=settings.metrics_port, registry=metrics.registry,
             ready=lambda: (True, "ready") if engine.generations.serving else (False, "the model is being loaded"),
         )  # fmt: skip
         await health.start()

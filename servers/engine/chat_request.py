@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from hivemind.servers.engine.engine import ALIAS
+from hivemind.servers.engine.engine import ADAPTER_REPEAT_PENALTY, ALIAS
 from hivemind.servers.engine.errors import EngineError
 
 _OURS = ("adapter_id", "adapter_source", "lora")
@@ -38,6 +38,8 @@ def read_chat_request(raw: bytes) -> ChatRequest:
     if from_model and named and from_model != named:
         raise EngineError("validation", f"model and adapter_id name two adapters: {from_model!r} and {named!r}")
     rest = {key: value for key, value in body.items() if key not in _OURS}
+    if named or from_model:
+        rest.setdefault("repeat_penalty", ADAPTER_REPEAT_PENALTY)
     return ChatRequest(named or from_model, body.get("stream") is True, rest)
 
 

@@ -6,7 +6,6 @@ An answer's bytes are llama.cpp's own on the OpenAI endpoints; what an adapter a
 
 import importlib.metadata
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +18,8 @@ from hivemind.servers.engine.engine import ALIAS
 from hivemind.servers.engine.errors import STATUS, EngineError, Kind
 from hivemind.servers.engine.generations import Generations
 from hivemind.servers.engine.lorax import GenerateRequest, GenerateStream, read_generate_request, whole_answer
+from hivemind.servers.engine.metrics import EngineMetrics, Tally
+from hivemind.servers.engine.rehearsal import Rehearsal
 from hivemind.servers.engine.relay import Relay, UpstreamAnswer
 
 ADAPTER_HEADER: Final = "x-adapter-id"
@@ -50,9 +51,11 @@ class Front:
     """The handlers; `app` is the aiohttp application to serve."""
 
     def __init__(
-        self, generations: Generations, folder: AdapterFolder, relay: Relay, about: About, *, max_body: int
-    ) -> None:
+        self, generations: Generations, folder: AdapterFolder, relay: Relay, rehearsal: Rehearsal, about: About,
+        *, metrics: EngineMetrics, max_body: int,
+    ) -> None:  # fmt: skip
         self._generations, self._folder, self._relay, self._about = generations, folder, relay, about
+        self._rehearsal, self._metrics = rehearsal, metrics
         self.app = web.Application(client_max_size=max_body)
         self.app.add_routes(
             [
@@ -73,14 +76,19 @@ class Front:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         chat = read_chat_request(await _body(request))
-        async with (
-            self._generations.lease(chat.adapter_id) as lease,
-            self._relay.post(lease.port, request.path, chat.with_scales(lease.lora)) as answer,
-        ):
-            if answer.is_stream:
-                return await _relay_events(request, answer, chat.adapter_id)
-            headers = {"content-type": answer.content_type, **_named(chat.adapter_id)}
-            return web.Response(status=answer.status, body=await answer.read(), headers=headers)
+        self._rehearsal.note(chat.adapter_id, request.path, chat.body)
+        with self._metrics.request(chat.adapter_id) as tally:
+            async with (
+                self._generations.lease(chat.adapter_id) as lease,
+                self._relay.post(lease.port, request.path, chat.with_scales(lease.lora)) as answer,
+            ):
+                if answer.is_stream:
+                    return await _relay_events(request, answer, chat.adapter_id, tally)
+                body = await answer.read()
+                tally.saw(body)
+                tally.outcome = "ok" if answer.status == 200 else "refused"
+                headers = {"content-type": answer.content_type, **_named(chat.adapter_id)}
+                return web.Response(status=answer.status, body=body, headers=headers)
 
     async def _models(self, _request: web.Request) -> web.Response:
         base = {"id": ALIAS, "object": "model", "created": 0, "owned_by": "hivemind", "root": self._about.model}
@@ -102,18 +110,24 @@ class Front:
         return await self._stream(request, read_generate_request(await _body(request)))
 
     async def _answer(self, asked: GenerateRequest) -> dict[str, Any]:
-        async with self._generations.lease(asked.adapter_id) as lease:
-            body = orjson.dumps({**asked.body, "lora": lease.lora})
-            async with self._relay.post(lease.port, "/completion", body) as answer:
-                return whole_answer(asked, _checked(answer.status, await answer.read()))
+        self._rehearsal.note(asked.adapter_id, "/completion", asked.body)
+        with self._metrics.request(asked.adapter_id) as tally:
+            async with self._generations.lease(asked.adapter_id) as lease:
+                body = orjson.dumps({**asked.body, "lora": lease.lora})
+                async with self._relay.post(lease.port, "/completion", body) as answer:
+                    told = await answer.read()
+                    tally.saw(told)
+                    return whole_answer(asked, _checked(answer.status, told))
 
     async def _stream(self, request: web.Request, asked: GenerateRequest) -> web.StreamResponse:
-        async with self._generations.lease(asked.adapter_id) as lease:
-            body = orjson.dumps({**asked.body, "stream": True, "lora": lease.lora})
-            async with self._relay.post(lease.port, "/completion", body) as answer:
-                if answer.status != 200:
-                    _checked(answer.status, await answer.read())
-                return await _relay_tokens(request, answer, asked)
+        self._rehearsal.note(asked.adapter_id, "/completion", asked.body)
+        with self._metrics.request(asked.adapter_id) as tally:
+            async with self._generations.lease(asked.adapter_id) as lease:
+                body = orjson.dumps({**asked.body, "stream": True, "lora": lease.lora})
+                async with self._relay.post(lease.port, "/completion", body) as answer:
+                    if answer.status != 200:
+                        _checked(answer.status, await answer.read())
+                    return await _relay_tokens(request, answer, asked, tally)
 
     async def _info(self, _request: web.Request) -> web.Response:
         about = self._about
@@ -205,36 +219,44 @@ async def _begin(request: web.Request, adapter_id: str | None) -> web.StreamResp
     return response
 
 
-async def _relay_events(request: web.Request, answer: UpstreamAnswer, adapter_id: str | None) -> web.StreamResponse:
+async def _relay_events(
+    request: web.Request, answer: UpstreamAnswer, adapter_id: str | None, tally: Tally
+) -> web.StreamResponse:
     """Hands llama.cpp's events on as they come; one that breaks off ends with an error event and without [DONE]."""
     response = await _begin(request, adapter_id)
-    with suppress(ConnectionResetError):  # the client has left: nobody to tell
+    with tally.noting_who_left():
         try:
             async for chunk in answer.chunks():
+                tally.saw(chunk)
                 await response.write(chunk)
         except EngineError as error:
+            tally.outcome = error.kind
             await response.write(b"\n\n" + _event(_openai_error(error)))
     return response
 
 
-async def _relay_tokens(request: web.Request, answer: UpstreamAnswer, asked: GenerateRequest) -> web.StreamResponse:
+async def _relay_tokens(
+    request: web.Request, answer: UpstreamAnswer, asked: GenerateRequest, tally: Tally
+) -> web.StreamResponse:
     """Hands llama.cpp's events on as LoRAX's; one that breaks off ends with an error event."""
     response = await _begin(request, asked.adapter_id)
     stream = GenerateStream(asked)
-    with suppress(ConnectionResetError):
+    with tally.noting_who_left():
         try:
-            async for event in _events(answer):
+            async for event in _events(answer, tally):
                 told = stream.take(event)
                 if told is not None:
                     await response.write(_event(told))
             stream.check_whole()
         except EngineError as error:
+            tally.outcome = error.kind
             await response.write(_event(_lorax_error(error)))
     return response
 
 
-async def _events(answer: UpstreamAnswer) -> AsyncIterator[dict[str, Any]]:
+async def _events(answer: UpstreamAnswer, tally: Tally) -> AsyncIterator[dict[str, Any]]:
     async for line in answer.lines():
+        tally.saw(line)
         if line.startswith(b"data:"):
             event = orjson.loads(line[5:])
             if "error" in event:

@@ -6,7 +6,7 @@ it; the old one ends after its last request. Nobody waits but the requests for t
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ import structlog
 
 from hivemind.servers.engine.adapter_folder import AdapterFolder
 from hivemind.servers.engine.base_model import BaseModel
+from hivemind.servers.engine.conversions import files_of
 from hivemind.servers.engine.engine import EngineOptions
 from hivemind.servers.engine.errors import EngineError
 from hivemind.servers.engine.generation import Generation, GenerationFailed, start_generation
-from hivemind.servers.engine.gguf_adapter import AdapterBroken, converted, prune
+from hivemind.servers.engine.gguf_adapter import AdapterBroken, prune
+from hivemind.servers.engine.metrics import EngineMetrics
 from hivemind.servers.engine.residency import Residency, Resident
 
 _log = structlog.get_logger()
@@ -53,9 +55,11 @@ class Generations:
     """Owns the generations. `run` is its one background loop; without it nothing is ever loaded."""
 
     def __init__(
-        self, options: EngineOptions, base: BaseModel | None, folder: AdapterFolder, cache: Path, limits: Limits
-    ) -> None:
-        """`base` is None for a model that takes no adapters."""
+        self, options: EngineOptions, base: BaseModel | None, folder: AdapterFolder, cache: Path, limits: Limits,
+        *, rehearse: Callable[[Generation], Awaitable[None]], metrics: EngineMetrics,
+    ) -> None:  # fmt: skip
+        """`base` is None for a model that takes no adapters; `rehearse` readies a generation that is to take over."""
+        self._rehearse, self._metrics = rehearse, metrics
         self._options, self._base, self._folder, self._cache, self._limits = options, base, folder, cache, limits
         self._residency = Residency(limits.adapter_bytes)
         self._admitted = 0
@@ -64,6 +68,11 @@ class Generations:
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._work = asyncio.Event()
         self._draining: dict[asyncio.Task[None], Generation] = {}
+        metrics.generations.labels("serving").set_function(lambda: self._current is not None)
+        metrics.generations.labels("draining").set_function(lambda: len(self._draining))
+        metrics.adapters.set_function(lambda: len(self.held))
+        metrics.under_way.labels("answered").set_function(lambda: self._answered)
+        metrics.under_way.labels("waiting").set_function(lambda: self._admitted - self._answered)
 
     @property
     def serving(self) -> bool:
@@ -74,6 +83,11 @@ class Generations:
     def held(self) -> list[str]:
         """The adapters that are answered without a load, sorted."""
         return sorted(self._residency.held) if self._current is not None else []
+
+    @property
+    def _answered(self) -> int:
+        at_hand = [self._current] if self._current is not None else []
+        return sum(g.turns.answered for g in [*self._draining.values(), *at_hand])
 
     @asynccontextmanager
     async def lease(self, adapter_id: str | None) -> AsyncIterator[Lease]:
@@ -163,11 +177,11 @@ class Generations:
     async def _bring_in(self, wanted: list[str]) -> None:
         """Flips to a generation that holds these too; tells those who asked."""
         files: dict[str, Resident] = {}
-        for name in wanted:
-            try:
-                files[name] = await self._file_of(name)
-            except (AdapterBroken, EngineError, OSError) as error:
-                self._tell(name, _load_failed(name, str(error)))
+        for name, file in (await self._converted(wanted)).items():
+            if isinstance(file, Exception):
+                self._tell(name, _load_failed(name, str(file)))
+            else:
+                files[name] = Resident(file, file.stat().st_size)
         await self._flip_to(files)
 
     async def _flip_to(self, files: dict[str, Resident]) -> None:
@@ -198,8 +212,7 @@ class Generations:
 
     async def _flip(self, plan: dict[str, Resident]) -> None:
         """Starts the next generation, sends requests to it, lets the one before it end."""
-        options = dataclasses.replace(self._options, adapters=tuple(r.file for r in plan.values()))
-        following = await start_generation(options, tuple(plan))
+        following = await self._started(plan)
         before, self._current = self._current, following
         self._residency.replace(plan)
         self._serving.set()
@@ -208,6 +221,25 @@ class Generations:
             task = asyncio.ensure_future(before.drain())
             self._draining[task] = before
             task.add_done_callback(self._draining.pop)
+
+    async def _started(self, plan: dict[str, Resident]) -> Generation:
+        """The next generation. While another serves, it loads and reads the last prompts behind it."""
+        files, behind = tuple(r.file for r in plan.values()), self._current is not None
+        options = dataclasses.replace(self._options, adapters=files, behind=behind)
+        with self._metrics.step("start"):
+            following = await start_generation(options, tuple(plan))
+        if not behind:
+            return following
+        try:
+            with self._metrics.step("rehearse"):
+                await self._rehearse(following)
+        except BaseException:
+            await following.close()
+            raise
+        if following.ended:
+            raise GenerationFailed("it ended while it read the last prompts")
+        following.come_forward()
+        return following
 
     async def _restart(self) -> None:
         """A generation after none: with what was held, else with nothing. It is tried again until it serves."""
@@ -233,14 +265,20 @@ class Generations:
         code = await self._current.died()
         _log.error("generation_died", code=code, adapters=list(self._current.adapters))
 
-    async def _file_of(self, adapter_id: str) -> Resident:
+    async def _converted(self, wanted: list[str]) -> "Mapping[str, Path | Exception]":
         if self._base is None:
-            raise AdapterBroken("the base model is of a kind that takes no adapters here")
-        path = self._folder.path_of(adapter_id)
-        file = await asyncio.to_thread(converted, path, self._base, self._cache)
-        in_use = frozenset({file, *(r.file for r in self._residency.held.values())})
-        await asyncio.to_thread(prune, self._cache, most=_FILES_KEPT, keep=in_use)
-        return Resident(file, file.stat().st_size)
+            return dict.fromkeys(wanted, AdapterBroken("the base model is of a kind that takes no adapters here"))
+        folders, gone = {}, {}
+        for name in wanted:
+            try:
+                folders[name] = self._folder.path_of(name)
+            except EngineError as error:
+                gone[name] = error
+        with self._metrics.step("convert"):
+            files = await files_of(folders, self._base, self._cache) if folders else {}
+        in_use = {*(f for f in files.values() if isinstance(f, Path)), *(r.file for r in self._residency.held.values())}
+        await asyncio.to_thread(prune, self._cache, most=_FILES_KEPT, keep=frozenset(in_use))
+        return {**files, **gone}
 
     def _tell_all(self, names: dict[str, Resident], reason: str) -> None:
         for name in names:
@@ -248,6 +286,7 @@ class Generations:
 
     def _tell(self, name: str, error: EngineError | None) -> None:
         asked = self._asked.pop(name)
+        self._metrics.told(held=error is None)
         if error is None:
             asked.set_result(None)
             return

@@ -13,7 +13,7 @@ from hivemind.servers.engine.engine import MAX_TOKENS
 from hivemind.servers.engine.errors import EngineError
 
 _FINISH: Final = {"limit": "length", "eos": "eos_token", "word": "stop_sequence"}
-_FIELDS: Final = ["content", "completion_probabilities", "stop_type", "tokens_predicted", "tokens_evaluated"]
+_FIELDS: Final = ["content", "completion_probabilities", "stop_type", "tokens_predicted", "tokens_evaluated", "timings"]
 
 _Positive = Annotated[int, Field(gt=0)]
 _Share = Annotated[float, Field(gt=0, lt=1)]

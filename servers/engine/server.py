@@ -13,6 +13,8 @@ from hivemind.servers.engine.base_model import BaseModel
 from hivemind.servers.engine.engine import EngineOptions
 from hivemind.servers.engine.front import About, Front
 from hivemind.servers.engine.generations import Generations, Limits
+from hivemind.servers.engine.metrics import EngineMetrics
+from hivemind.servers.engine.rehearsal import Rehearsal
 from hivemind.servers.engine.relay import Relay
 
 _GRACE_S = 3.0
@@ -43,14 +45,17 @@ class RunningEngine:
 
 
 @asynccontextmanager
-async def running_engine(options: ServerOptions) -> AsyncIterator[RunningEngine]:
+async def running_engine(options: ServerOptions, metrics: EngineMetrics) -> AsyncIterator[RunningEngine]:
     """Serves for the time of the block. At its end requests have 3 s to end."""
     folder, of_one = AdapterFolder(options.adapters), options.generation
     inner = EngineOptions(of_one.model, "127.0.0.1", 0, of_one.threads, of_one.slots, of_one.context)
-    generations = Generations(inner, options.base, folder, options.cache, options.limits)
     relay = Relay(timeout_s=options.timeout_s)
+    rehearsal = Rehearsal(relay, most=of_one.slots)
+    generations = Generations(
+        inner, options.base, folder, options.cache, options.limits, rehearse=rehearsal.rehearse, metrics=metrics
+    )
     about = About(of_one.model.name, of_one.context // of_one.slots, of_one.slots + options.limits.waiting)
-    front = Front(generations, folder, relay, about, max_body=options.max_body)
+    front = Front(generations, folder, relay, rehearsal, about, metrics=metrics, max_body=options.max_body)
     runner = web.AppRunner(front.app, access_log=None, handler_cancellation=True, shutdown_timeout=_GRACE_S)
     await runner.setup()
     site = web.TCPSite(runner, of_one.host, of_one.port, backlog=2048)

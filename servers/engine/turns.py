@@ -30,6 +30,11 @@ class Turns:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def answered(self) -> int:
+        """How many have a slot."""
+        return self._running
+
     @asynccontextmanager
     async def turn(self, key: str | None) -> AsyncIterator[bool]:
         """Waits for a slot and holds it. False: there will be none, for the turns are closed."""

@@ -23,6 +23,7 @@ from hivemind.servers.router.background import background_completions
 from hivemind.servers.router.carrier import Carrier
 from hivemind.servers.router.completion import Completions
 from hivemind.servers.router.edge_server import EdgeServer
+from hivemind.servers.router.example_book import ExampleBook
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
 from hivemind.servers.router.fleet import Fleet
 from hivemind.servers.router.gate.model import Gate
@@ -30,6 +31,7 @@ from hivemind.servers.router.governance import GovernorState
 from hivemind.servers.router.judge import FlipRate
 from hivemind.servers.router.known_domains import DomainBook
 from hivemind.servers.router.learning import Learning
+from hivemind.servers.router.likeness import Likeness
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.nomination import Nominator
 from hivemind.servers.router.nominations import Nominations
@@ -37,6 +39,8 @@ from hivemind.servers.router.openai_edge import OpenAIEdge
 from hivemind.servers.router.opinion_store import RedisOpinionStore
 from hivemind.servers.router.orchestrator_client import OrchestratorClient
 from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, RedisOutbox
+from hivemind.servers.router.platinum_client import PlatinumClient
+from hivemind.servers.router.recall import Recall
 from hivemind.servers.router.record_store import RedisRecordStore
 from hivemind.servers.router.recorder import Recorder
 from hivemind.servers.router.registry_client import RegistryClient
@@ -108,6 +112,12 @@ def build(settings: RouterSettings) -> Mesh:
         consents=lambda tenant: tenant not in fleet.catalogue.tenants_without_training,
         shadow=shadows.consider,
     )
+    gate, book = Gate(), ExampleBook(clock)
+    metrics.examples_held.set_function(lambda: len(book))
+    platinum = PlatinumClient(
+        arbiter_channel, book, Likeness(gate.table), api_key=key,
+        wanted=lambda: any(policy.examples for policy in fleet.catalogue.policies.values()),
+    )  # fmt: skip
     completions = Completions(
         fleet=fleet,
         upstream=upstream,
@@ -117,12 +127,13 @@ def build(settings: RouterSettings) -> Mesh:
         governance=state,
         metrics=metrics,
         clock=clock,
-        gate=Gate(),
+        gate=gate,
         flips=flips,
         explore=settings.explore,
         rng=rng,
         skill=skills.of,
         known=domains.of,
+        recall=Recall(book, lambda tenant: tenant not in fleet.catalogue.tenants_without_training, metrics),
     )
     readiness = _Readiness()
     policy = CallPolicy(key, settings.deadline_s, settings.max_in_flight)
@@ -165,6 +176,7 @@ def build(settings: RouterSettings) -> Mesh:
             to_registry.run,
             adapter_registry.watch,
             orchestrator.watch,
+            platinum.watch,
             governor.watch,
             watch.run,
             lambda: budgets.run(settings.spend_flush_s),

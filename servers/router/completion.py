@@ -37,6 +37,7 @@ from hivemind.servers.router.selector import (
     SINGLE,
     Decision,
     Known,
+    ModelState,
     Option,
     Situation,
     Skill,
@@ -85,6 +86,15 @@ class QualityGate(Protocol):
         """The estimate for a prompt."""
 
 
+Recalling = Callable[[Work, Decision, Policy, Mapping[str, ModelState]], Decision]
+"""Has the courier shown worked examples where a policy says so: the decision with what they cost, see recall.Recall."""
+
+
+def no_recall(work: Work, decision: Decision, policy: Policy, states: Mapping[str, ModelState]) -> Decision:
+    """Nothing is shown."""
+    return decision
+
+
 class Completions:
     """The core of the Router. `clock` is monotonic, in seconds."""
 
@@ -105,11 +115,12 @@ class Completions:
         rng: random.Random | None = None,
         skill: Callable[[str], Skill] = lambda _: no_skill,
         known: Known = nothing_known,
+        recall: Recalling = no_recall,
     ) -> None:
         self.fleet = fleet
         self._gate, self._flips = gate, flips or FlipRate()
         self._explore, self._rng = explore, rng
-        self._skill, self._known = skill, known
+        self._skill, self._known, self._recall = skill, known, recall
         self._taxonomy: tuple[Mapping[str, tuple[str, ...]], Taxonomy] = ({}, Taxonomy())
         self._upstream, self._budgets, self._recorder, self._entry = upstream, budgets, recorder, entry
         self._governance, self._metrics, self.clock = governance, metrics, clock
@@ -160,8 +171,7 @@ class Completions:
         singles = [o for o in decision.options if o.strategy == SINGLE]
         strategy = option.strategy
         try:
-            work.hold = await self._budgets.hold(work.request.tenant, option.cost_micros)
-            work.option = option
+            work.option = option = await self._funded(work, option)
             return await self._run_strategy(work, option, audience)
         except BrokenOff:
             raise
@@ -254,7 +264,7 @@ class Completions:
         work, call = stream.work, stream.call
         if work.ended:
             return
-        tokens = tokens_of(stream.chat.usage, work.request, stream.chat.text_bytes)
+        tokens = tokens_of(stream.chat.usage, work.asked(call.alias), stream.chat.text_bytes)
         now = self.clock()
         call.latency_s = now - stream.called
         call.model = stream.chat.model or call.model
@@ -310,7 +320,7 @@ class Completions:
                 record.shadow = Shadow(policy.shadow, other.strategy, other.chosen.model.alias, other.reason)
             except MeshError as error:
                 record.shadow = Shadow(policy.shadow, "", "", f"refused: {error.message}")
-        return self._decided(work, decision)
+        return self._decided(work, self._recall(work, decision, policy, states))
 
     def _decided(self, work: Work, decision: Decision) -> Decision:
         record = work.record
@@ -338,13 +348,12 @@ class Completions:
         for i, option in enumerate(options):
             rest = options[i + 1 :]
             try:
-                work.hold = await self._budgets.hold(work.request.tenant, option.cost_micros)
+                work.option = option = await self._funded(work, option)
             except MeshError as error:
                 if not _next_is_cheaper(option, rest) or work.request.refuse_on_budget:
                     raise
                 work.record.degraded.append(f"{option.model.alias} was passed over: {error.message}")
                 continue
-            work.option = option
             try:
                 return await self._try_endpoints(work, option, call, alternatives=bool(rest))
             except UpstreamRefused as error:
@@ -361,6 +370,21 @@ class Completions:
                 work.record.degraded.append(f"{option.model.alias} failed: {error.message}")
         raise MeshError("NO_MODEL_AVAILABLE", "; ".join(work.record.degraded) or "no model could answer")
 
+    async def _funded(self, work: Work, option: Option) -> Option:
+        """Sets the money for an option aside; without its examples where it reaches only for the request itself."""
+        tenant, shown = work.request.tenant, work.shown_to(option.model.alias)
+        try:
+            work.hold = await self._budgets.hold(tenant, option.cost_micros)
+        except MeshError as error:
+            if shown is None or not shown.extra_micros:
+                raise
+            plain = replace(option, cost_micros=option.cost_micros - shown.extra_micros)
+            work.hold = await self._budgets.hold(tenant, plain.cost_micros)
+            work.shown, work.record.examples, work.record.reason = None, (), shown.plain_reason
+            work.record.degraded.append(f"no examples were shown: {error.message}")
+            return plain
+        return option
+
     async def _try_endpoints(self, work: Work, option: Option, call: Callable[..., Any], *, alternatives: bool) -> Any:
         model = option.model
         choice = Choice("", self.fleet.in_turn(model))
@@ -374,7 +398,7 @@ class Completions:
             message = f"every endpoint of {model.alias} rests after failures ({self._last_error(model)})"
             raise MeshError("UPSTREAM_FAILED", message, retry_after_s=wait)
         cap = model.max_output_tokens if work.hold.binds and work.request.max_tokens is None else None
-        template = work.request.body.template(cap=cap)
+        template = work.asked(model.alias).body.template(cap=cap)
         for attempt in range(MAX_ATTEMPTS):
             endpoint = endpoints[attempt % len(endpoints)]
             patient = not alternatives and len(endpoints) == 1
@@ -421,6 +445,10 @@ class Completions:
             model.alias, f"{endpoint.number}:{endpoint.host}", time.time(), role=work.role, model=endpoint.model,
             prompt_version=work.prompt_version, adapter=choice.adapter, adapter_role=model.role, unit=choice.unit,
         )  # fmt: skip
+        shown = work.shown_to(model.alias)
+        if shown is not None:
+            entry.examples, entry.prompt_version = shown.ids, shown.prompt_version
+            self._metrics.examples_shown.inc(len(shown.ids))
         work.record.calls.append(entry)
         called = self.clock()
         breaker.begin()
@@ -449,7 +477,7 @@ class Completions:
         self, work: Work, model: Model, endpoint: Endpoint, body: bytes, entry: Call, patient: bool
     ) -> Answer:
         raw, parsed = await self._read_answer(work, model, endpoint, body, entry, patient)
-        self._account(work, entry, tokens_of(parsed.get("usage"), work.request, answer_bytes(parsed)))
+        self._account(work, entry, tokens_of(parsed.get("usage"), work.asked(model.alias), answer_bytes(parsed)))
         work.text = first_text(parsed)
         self._end(work, "OK")
         return Answer(work, raw, parsed)
@@ -556,7 +584,8 @@ class Completions:
         outcome = _outcome_of(error)
         if outcome in ("CANCELLED", "DEADLINE_PASSED") and work.option is not None and work.record.calls:
             # the model server has read the prompt and will ask for its price
-            prompt_only = Tokens(work.request.prompt.expected, 0, estimated=True)
+            asked = work.asked(work.option.model.alias)
+            prompt_only = Tokens(asked.prompt.expected, 0, estimated=True)
             if work.option.strategy == SINGLE:
                 self._account(work, work.record.calls[-1], prompt_only)
         work.hold.settle(work.record.cost_micros)

@@ -5,6 +5,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from hivemind.servers.common.metrics import SECONDS
 from hivemind.servers.router.records import Record
 
+_LOOKUP_SECONDS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
+
 
 class RouterMetrics:
     """What DESIGN section 13 lists for requests. Children are kept: labels() costs more than inc()."""
@@ -30,6 +32,14 @@ class RouterMetrics:
         )
         self.judge_flips = Gauge("hivemind_judge_flip_ratio", "Share of comparisons that flip.", registry=registry)
         self.in_flight = Gauge("hivemind_requests_in_flight", "Completions under way.", registry=registry)
+        self.retrieval_seconds = Histogram(
+            "hivemind_retrieval_seconds", "Time to look for platinum examples of a like question.",
+            buckets=_LOOKUP_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.examples_shown = Counter(
+            "hivemind_examples_shown", "Platinum examples shown to the courier.", registry=registry
+        )
+        self.examples_held = Gauge("hivemind_examples_held", "Platinum examples that can be shown.", registry=registry)
         self._children: dict[tuple[str, ...], Counter | Histogram] = {}
 
     def observe(self, record: Record, *, tenant_label: str) -> None:

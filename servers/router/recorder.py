@@ -21,6 +21,7 @@ WAITING_MAX: Final = 20_000
 TALKS_WAITING_MAX: Final = 2_000
 """Entries that wait above which no conversation is kept any more: texts are large, records are not."""
 BATCH_MAX: Final = 500
+_LOOK_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,14 @@ class Recorder:
     def find(self, request_id: str) -> Record | None:
         """A record that is not stored yet."""
         return next((e.record for e in self._waiting if e.record.request_id == request_id), None)
+
+    async def stored(self, request_id: str, *, within_s: float) -> None:
+        """Returns when a record, with its conversation, no longer waits to be stored, or when the time is over."""
+        end = asyncio.get_running_loop().time() + within_s
+        while True:
+            if self.find(request_id) is None or asyncio.get_running_loop().time() >= end:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def flush(self) -> bool:
         """Stores what waits; True if nothing waits any more."""

@@ -16,6 +16,14 @@ class Tokens:
         return Tokens(self.prompt + other.prompt, self.completion + other.completion, self.estimated or other.estimated)
 
 
+@dataclass(frozen=True, slots=True)
+class WorkedExample:
+    """A platinum example that is shown, and the cosine between its question and the one asked."""
+
+    platinum_id: str
+    similarity: float
+
+
 @dataclass(slots=True)
 class Call:
     """One call to a model server. Times: Unix seconds and durations in seconds."""
@@ -37,6 +45,8 @@ class Call:
     """Whether it was the model server that failed, and not the client or the request."""
     adapter_role: str = ""
     """The role whose adapter (`adapter`, or the base model) answered; empty for models without one."""
+    examples: tuple[str, ...] = ()
+    """The platinum examples that it was shown."""
     unit: str = ""
     """What the role's split assigned the adapter by; empty where the split did not choose."""
 
@@ -106,6 +116,8 @@ class Record:
     shadow: Shadow | None = None
     nomination: str = ""
     judged: tuple[Judged, ...] = ()
+    examples: tuple[WorkedExample, ...] = ()
+    """What the courier was to be shown."""
     estimate: tuple[float, float] | None = None
     """P(good enough) of courier and master by the quality gate itself, before anything else moved it."""
 
@@ -116,6 +128,7 @@ class Record:
         known["candidates"] = tuple(Candidate(**c) for c in known.get("candidates", ()))
         known["shadow"] = Shadow(**known["shadow"]) if known.get("shadow") else None
         known["judged"] = tuple(Judged(**j) for j in known.get("judged", ()))
+        known["examples"] = tuple(WorkedExample(**e) for e in known.get("examples", ()))
         known["usage"] = Tokens(**known.get("usage", {}))
         known["calls"] = [Call(**{**c, "usage": Tokens(**c["usage"])}) for c in known.get("calls", ())]
         return cls(**known)

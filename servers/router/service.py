@@ -138,6 +138,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         tenant = current_call.get().tenant
         if tenant and tenant != record.tenant:
             raise not_found("request", request.request_id)
+        await self._recorder.stored(record.request_id, within_s=RECORD_WAIT_S)  # what it nominates is looked up there
         stored = await self._feedback.add(record, feedback, feedback.key(request.idempotency_key))
         return router_pb2.SubmitFeedbackResponse(
             request_id=record.request_id, feedback=translate.feedback_message(stored)

@@ -117,7 +117,7 @@ class Shadows:
     async def _trial(self, work: Work, champion: _Champion, shadows: Sequence[str], judging: Model) -> None:
         """The champion's answer in the background, and then those of the shadows, one after the other."""
         try:
-            answer = await self._background.plain(self._request(work.request, champion.model))
+            answer = await self._background.plain(self._request(work.asked(champion.alias), champion.model))
         except (MeshError, UpstreamRefused) as error:
             _log.info("trial_left_out", request_id=work.record.request_id, why=str(error)[:200])
             return
@@ -128,7 +128,9 @@ class Shadows:
 
     async def _answer(self, work: Work, champion: _Champion, shadow: str, judging: Model, champions: str) -> None:
         try:
-            answer = await self._background.plain(self._request(work.request, f"{champion.alias}:{shadow}"))
+            answer = await self._background.plain(
+                self._request(work.asked(champion.alias), f"{champion.alias}:{shadow}")
+            )
             told = answer.work.record.calls[-1]
             score = await self._score(answer.work, judging, champions, answer.work.text)
             outcome = replace(

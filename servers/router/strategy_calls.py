@@ -96,7 +96,7 @@ class StrategyCaller:
         if schema is not None:
             described = {"name": role, "strict": True, "schema": dict(schema)}
             fields["response_format"] = {"type": "json_schema", "json_schema": described}
-        part = self._part(role, messages, prompt, fields)
+        part = self._part(role, model, messages, prompt, fields)
         with self._committed_to(model, part):
             parsed = await self._completions.piece(self._work, part, model)
         choices = parsed["choices"]
@@ -110,7 +110,7 @@ class StrategyCaller:
         """See roles.Caller."""
         if self._audience is None:
             return await self.ask(role, model, messages, prompt=prompt)
-        part = self._part(role, messages, prompt, _STREAMED)
+        part = self._part(role, model, messages, prompt, _STREAMED)
         with self._committed_to(model, part):
             stream = await self._completions.open_piece(self._work, part, model)
             text = await relayed(stream, self._audience)
@@ -155,14 +155,22 @@ class StrategyCaller:
     def _is_cascade(self) -> bool:
         return self._option.strategy == "cascade"
 
-    def _part(self, role: str, messages: Sequence[Message], prompt: Prompt | None, fields: Mapping[str, Any]) -> Work:
+    def _part(
+        self, role: str, model: Model, messages: Sequence[Message], prompt: Prompt | None, fields: Mapping[str, Any]
+    ) -> Work:
         """The work of one call. A cascade's calls keep the client's own sampling, the others have theirs."""
         request = self._work.request
+        shown = self._work.shown_to(model.alias) if self._is_cascade else None
+        if shown is not None:
+            messages = shown.request.messages
         body: dict[str, Any] = {"model": "", "messages": list(messages)}
         if self._is_cascade:
             body |= {k: v for k, v in orjson.loads(request.body.raw).items() if k not in _NOT_FOR_ROLES}
             body["logprobs"] = True
-            limit, size = request.max_tokens, request.prompt  # the prompt is the client's; the fields count for nothing
+            limit, size = (
+                request.max_tokens,
+                self._work.asked(model.alias).prompt,
+            )  # the prompt is the client's; the fields count for nothing
         else:
             limit, size = INNER_TOKENS if "response_format" in fields else inner_tokens(request), None
             body["max_tokens"] = limit
@@ -171,7 +179,9 @@ class StrategyCaller:
             request, body=Body(raw, top_level(raw)), prompt=size or prompt_size(len(raw), len(messages), 0),
             stream="stream" in fields, max_tokens=limit,
         )  # fmt: skip
-        return Work(called, self._work.record, role=role, prompt_version=prompt.version if prompt is not None else "")
+        version = prompt.version if prompt is not None else ""
+        seen = None if shown is None else replace(shown, request=called)
+        return Work(called, self._work.record, role=role, prompt_version=version, shown=seen)
 
 
 class StrategyStream:

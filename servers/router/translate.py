@@ -19,7 +19,7 @@ from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.open_stream import OpenStream
 from hivemind.servers.router.openai_request import check_hints
 from hivemind.servers.router.opinions import Opinion
-from hivemind.servers.router.records import Call, Candidate, Judged, Record, Tokens
+from hivemind.servers.router.records import Call, Candidate, Judged, Record, Tokens, WorkedExample
 from hivemind.servers.router.request import Body, Hints, Request
 from hivemind.servers.router.sse import first_text, text_of
 from hivemind.servers.router.work import Work
@@ -90,6 +90,7 @@ def decision_of(record: Record) -> router_pb2.DecideResponse:
         reason=record.reason,
         candidates=map(_candidate, record.candidates),
         degraded=record.degraded,
+        examples=map(_worked_example, record.examples),
     )
 
 
@@ -290,7 +291,12 @@ def _decision(record: Record) -> common_pb2.RoutingDecision:
         candidates=map(_candidate, record.candidates),
         degraded=record.degraded,
         propensity=record.propensity,
+        examples=map(_worked_example, record.examples),
     )
+
+
+def _worked_example(example: WorkedExample) -> common_pb2.WorkedExample:
+    return common_pb2.WorkedExample(platinum_id=example.platinum_id, similarity=example.similarity)
 
 
 def _candidate(candidate: Candidate) -> common_pb2.Candidate:
@@ -327,6 +333,7 @@ def _call(call: Call) -> router_pb2.ModelCall:
         cost_micros=call.cost_micros,
         error=call.error,
         prompt_version=call.prompt_version,
+        example_ids=call.examples,
     )
     if call.first_token_s is not None:
         message.first_token_latency.CopyFrom(duration(call.first_token_s))

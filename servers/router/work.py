@@ -7,7 +7,7 @@ import orjson
 
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.spend import Hold
-from hivemind.servers.router.records import Record
+from hivemind.servers.router.records import Record, WorkedExample
 from hivemind.servers.router.request import Request
 from hivemind.servers.router.selector import Decision, Option
 from hivemind.servers.router.sse import error_text
@@ -19,6 +19,24 @@ class Refined:
 
     answer: str
     platinum_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A request with worked examples, as the model of one alias is asked. `extra_micros`: by how much its upper cost is
+    above that of the request itself; `plain_reason`: the decision's reason without them."""
+
+    alias: str
+    request: Request
+    examples: tuple[WorkedExample, ...]
+    prompt_version: str
+    extra_micros: int = 0
+    plain_reason: str = ""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The platinum examples."""
+        return tuple(e.platinum_id for e in self.examples)
 
 
 @dataclass(slots=True)
@@ -38,6 +56,16 @@ class Work:
     """The share of a strategy's answers that agreed; None where there was but one."""
     alternatives: tuple[str, ...] = ()
     refined: Refined | None = None
+    shown: Shown | None = None
+
+    def shown_to(self, alias: str) -> Shown | None:
+        """The worked examples that this model is shown, if any."""
+        return self.shown if self.shown is not None and self.shown.alias == alias else None
+
+    def asked(self, alias: str) -> Request:
+        """The request as this model is asked."""
+        shown = self.shown_to(alias)
+        return self.request if shown is None else shown.request
 
 
 @dataclass(slots=True)

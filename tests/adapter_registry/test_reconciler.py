@@ -214,3 +214,28 @@ async def test_a_change_of_the_state_is_acted_on_at_once(folder: Path) -> None:
         await asyncio.to_thread(until, lambda: reconciler.replicas(ROLE)[0].adapters == (ONE, TWO))
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
+
+
+async def test_other_servers_are_looked_after_and_one_that_stays_forgets_nothing(folder: Path) -> None:
+    state = State(folder, ONE)
+    async with fake_vllm() as stays, fake_vllm() as goes, fake_vllm() as comes:
+        reconciler = Reconciler(
+            state.desired, {ROLE: [VllmServer(stays.endpoint), VllmServer(goes.endpoint)]},
+            clock=Clock(), on_change=lambda _: None, pace=Pace(look_s=3600.0),
+        )  # fmt: skip
+        run = asyncio.ensure_future(reconciler.run())
+        await asyncio.to_thread(until, lambda: [r.adapters for r in reconciler.replicas(ROLE)] == [(ONE,)] * 2)
+
+        reconciler.replace({ROLE: [VllmServer(stays.endpoint), VllmServer(comes.endpoint)]})
+        assert [r.adapters for r in reconciler.replicas(ROLE)] == [(ONE,), ()]
+        await asyncio.to_thread(until, lambda: [r.adapters for r in reconciler.replicas(ROLE)] == [(ONE,)] * 2)
+        state.ids.append(TWO)
+        reconciler.wake()
+        await asyncio.to_thread(until, lambda: [r.adapters for r in reconciler.replicas(ROLE)] == [(ONE, TWO)] * 2)
+        reconciler.replace({})
+        assert reconciler.replicas(ROLE) == ()
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+
+    assert stays.loads == comes.loads == [ONE, TWO]
+    assert goes.loads == [ONE]

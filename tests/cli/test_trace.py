@@ -69,6 +69,17 @@ NEW = "implementer-v000002"
 ADAPTERS = [adapter(NEW, 1, 9, "2026-11-24T10:05:00Z"), adapter("implementer-v000001", 1, 4, "2026-11-24T09:00:00Z")]
 
 
+def test_the_answers_before_which_the_courier_was_shown_it_are_told() -> None:
+    with_it = [record(name, f"2026-11-24T10:0{name[1]}:00Z") for name in ("r9", "r8", "r7")]
+    for seen in (with_it[0], with_it[2]):
+        seen["calls"][0]["example_ids"] = ["e0", "e1"]
+
+    found = trace(Api(with_it, []), "e1")  # type: ignore[arg-type]
+
+    assert [seen["request_id"] for seen in found["shown"]] == ["r7", "r9"]
+    assert "r7: the courier was shown it, and before 1 later answers" in shown(found)
+
+
 def shown(data: dict[str, Any]) -> str:
     console = Console(file=io.StringIO(), width=160)
     show_trace(console, data)

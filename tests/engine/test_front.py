@@ -60,6 +60,24 @@ def front_process(home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
 
 
+def workers(module: str) -> list[psutil.Process]:
+    return [c for c in psutil.Process().children() if module in " ".join(c.cmdline())]
+
+
+class Held:
+    """Starts generations once it is let; notes what each was to hold."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.adapters: list[tuple[str, ...]] = []
+
+    async def __call__(self, options: EngineOptions, adapters: tuple[str, ...]) -> Generation:
+        self.adapters.append(adapters)
+        self.begun.set()
+        await self.go_on.wait()
+        return await start_generation(options, adapters)
+
+
 async def eventually(condition: Any, what: str) -> None:
     await asyncio.to_thread(until, condition, within_s=30, what=what)
 
@@ -203,30 +221,136 @@ async def test_a_client_that_leaves_ends_its_generation(tmp_path: Path) -> None:
         assert (await engine.chat()).status_code == 200
 
 
-async def test_others_are_answered_while_an_adapter_is_being_loaded(
+async def test_others_are_answered_while_the_first_adapter_is_being_converted(engine: TestEngine) -> None:
+    await engine.generations.load(None)
+    weights = engine.adapters / "implementer" / "v000002" / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    os.mkfifo(weights)  # whoever reads it waits until it is written
+
+    wants_banana = asyncio.ensure_future(engine.chat(model=BANANA))
+    await eventually(lambda: workers("engine.converter"), "the conversion has begun")
+    before = [text_of(await engine.chat(max_tokens=2)) for _ in range(3)]
+    assert not wants_banana.done()
+    await asyncio.to_thread(weights.write_bytes, content)
+
+    assert all(before)
+    assert "banana" in text_of(await wants_banana)
+
+
+async def test_a_stream_goes_on_and_others_are_answered_while_adapters_are_loaded(
     engine: TestEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await engine.generations.load(VIOLET)
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    await engine.generations.load(None)
+    start, begun, go_on = Held(), asyncio.Event(), asyncio.Event()
 
-    async def slow(options: EngineOptions, adapters: tuple[str, ...]) -> Generation:
+    async def held_open(generation: Generation) -> None:
         begun.set()
         await go_on.wait()
-        return await start_generation(options, adapters)
+        await rehearse(generation)
 
-    monkeypatch.setattr(generations, "start_generation", slow)
-    streamed = asyncio.ensure_future(engine.chat(stream=True, max_tokens=150, ignore_eos=True))
-    wants_banana = asyncio.ensure_future(engine.chat(model=BANANA))
-    await begun.wait()
+    rehearse = engine.generations._rehearse
+    monkeypatch.setattr(generations, "start_generation", start)
+    monkeypatch.setattr(engine.generations, "_rehearse", held_open)
+    body = {"messages": [QUESTION], **LONG}
+    async with engine.client.stream("POST", "/v1/chat/completions", json=body) as streamed:
+        lines = streamed.aiter_lines()
+        await anext(lines)
+        loads = [asyncio.ensure_future(engine.chat(model=VIOLET))]
+        for held in (start.begun, begun):  # before the new process starts, and when it could take over
+            await held.wait()
+            for _ in range(6):
+                assert "error" not in await anext(lines)
+            assert (await engine.chat(max_tokens=2)).status_code == 200
+            assert not any(load.done() for load in loads)
+            loads.append(asyncio.ensure_future(engine.chat(model=(BANANA, ORANGE)[len(loads) - 1])))
+            start.go_on.set()
+        go_on.set()
+        rest = [line async for line in lines if line]
 
-    base, violet = await asyncio.gather(engine.chat(), engine.chat(model=VIOLET))
-    assert not wants_banana.done()
-    go_on.set()
+    assert rest[-1] == "data: [DONE]"
+    assert [word in text_of(await load) for word, load in zip(WORDS.values(), loads, strict=True)] == [True] * 3
 
-    assert text_of(base)
-    assert "violet" in text_of(violet)
-    assert "banana" in text_of(await wants_banana)
-    assert (await streamed).text.endswith("data: [DONE]\n\n")
+
+async def test_what_is_asked_for_during_a_load_comes_with_one_generation(
+    engine: TestEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.generations.load(None)
+    for number in range(4, 11):
+        write_word_adapter(engine.adapters, f"implementer-v{number:06d}", "violet")
+    broken = "implementer-v000011"
+    write_adapter(engine.adapters / "implementer" / "v000011", word_matrices("violet"), rank=4)
+    start = Held()
+    monkeypatch.setattr(generations, "start_generation", start)
+
+    first = asyncio.ensure_future(engine.generations.load(VIOLET))
+    await start.begun.wait()
+    names = [BANANA, ORANGE, *(f"implementer-v{number:06d}" for number in range(4, 12))]
+    others = asyncio.gather(*(engine.generations.load(name) for name in names), return_exceptions=True)
+    await eventually(lambda: len(engine.generations._asked) == 11, "all are asked for")
+    start.go_on.set()
+    await first
+    told = dict(zip(names, await others, strict=True))
+
+    assert [name for name, error in told.items() if error is not None] == [broken]
+    assert start.adapters == [(VIOLET,), (VIOLET, *names[:-1])]
+    assert engine.generations.held == sorted([VIOLET, *names[:-1]])
+
+
+async def test_the_next_generation_has_read_the_last_prompts_before_it_answers(engine: TestEngine) -> None:
+    long = [{"role": "user", "content": "Count the waves. " * 40}]
+    cold = (await engine.chat(messages=long, max_tokens=1)).json()["timings"]["prompt_n"]
+    await engine.generations.load(VIOLET)
+    warm = (await engine.chat(messages=long, max_tokens=1)).json()["timings"]["prompt_n"]
+
+    assert cold > 100
+    assert warm == 1
+
+
+async def test_a_generation_that_takes_over_is_no_longer_behind_others(engine: TestEngine) -> None:
+    await engine.generations.load(None)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    await engine.generations.load(VIOLET)
+    process = (await generation_of(engine))._process
+
+    def priorities() -> set[int]:
+        return {os.getpriority(os.PRIO_PROCESS, t.id) for t in psutil.Process(process.pid).threads()}
+
+    await eventually(lambda: priorities() == {own}, "every thread is as before")
+
+
+async def test_a_generation_that_dies_before_it_takes_over_leaves_the_one_at_hand_serving(
+    engine: TestEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await generation_of(engine)
+
+    async def die(generation: Generation) -> None:
+        generation._process.kill()
+        await generation._process.wait()
+
+    monkeypatch.setattr(engine.generations, "_rehearse", die)
+    answer = await engine.chat(model=VIOLET)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (424, "adapter_failed")
+    assert (await engine.chat()).status_code == 200
+    assert await generation_of(engine) is before
+
+
+async def test_a_converter_that_dies_is_told_and_the_adapter_can_be_asked_for_again(engine: TestEngine) -> None:
+    await engine.generations.load(None)
+    weights = engine.adapters / "implementer" / "v000001" / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    os.mkfifo(weights)
+    refused = asyncio.ensure_future(engine.chat(model=VIOLET))
+    await eventually(lambda: workers("engine.converter"), "the conversion has begun")
+    workers("engine.converter")[0].kill()
+
+    assert (await refused).status_code == 424
+    assert "code -9" in (await refused).text
+    weights.unlink()
+    weights.write_bytes(content)
+    assert "violet" in text_of(await engine.chat(model=VIOLET))
 
 
 async def test_steady_requests_for_the_base_do_not_keep_an_adapter_waiting_for_ever(engine: TestEngine) -> None:
@@ -265,7 +389,7 @@ async def test_requests_without_a_break_see_no_failure_over_flips(engine: TestEn
 
     assert set(statuses) == {200}
     await eventually(lambda: not engine.generations._draining, "the old generations have ended")
-    assert len([c for c in psutil.Process().children() if "engine.worker" in " ".join(c.cmdline())]) == 1
+    assert len(workers("engine.worker")) == 1
 
 
 async def test_the_adapter_used_longest_ago_makes_room(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import pytest
 from hivemind.servers.adapter_registry.base_model import BaseModel
 from hivemind.v1 import adapter_registry_pb2 as pb
 from hivemind.v1 import adapter_registry_pb2_grpc as rpc
+from tests.support.fake_vllm import fake_vllm
 from tests.support.peft import CONFIG, write_adapter
 from tests.support.redis_process import RedisProcess
 from tests.support.registry import ROLE, info_of
@@ -127,6 +128,33 @@ def test_a_broken_foundational_adapter_is_reported_and_all_else_works(
 
     assert "adapter_config.json" in lines[0]["why"]
     assert state.champion == ""
+
+
+async def test_a_replica_that_the_configuration_names_later_is_loaded_without_a_restart(
+    empty_redis: RedisProcess, tmp_path: Path, base: BaseModel
+) -> None:
+    foundational(tmp_path, base)
+    config = tmp_path / "hivemind.toml"
+    table = (
+        '[models.{0}]\nrole = "{1}"\nadapters = "vllm"\n[[models.{0}.endpoints]]\nbase_url = "{2}"\nmodel = "base"\n'
+    )
+    async with fake_vllm() as fake:
+        with server(empty_redis, tmp_path, HIVEMIND_CATALOGUE_POLL_S="0.05") as running:
+            await asyncio.to_thread(until, lambda: running.events("foundational_adapter_activated"), within_s=30)
+            config.write_text(
+                table.format("own", ROLE, fake.endpoint.base_url)
+                + table.format("second", "tester", fake.endpoint.base_url)
+            )
+            await asyncio.to_thread(until, lambda: fake.loads, within_s=30, what="the new replica is loaded")
+            champion = (await state_of(running)).champion
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
+                watch = rpc.AdapterRegistryServiceStub(channel).WatchState(
+                    pb.WatchStateRequest(watcher="test"), timeout=30
+                )
+                while {r.role for r in (await watch.read()).state.roles} != {ROLE, "tester"}:
+                    pass
+
+    assert fake.loads == [champion]
 
 
 @pytest.mark.parametrize("kind", ["kill", "stop"])

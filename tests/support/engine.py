@@ -12,6 +12,7 @@ from hivemind.servers.common.courier import wheel_file
 from hivemind.servers.engine.base_model import read_base_model
 from hivemind.servers.engine.engine import EngineOptions
 from hivemind.servers.engine.generations import Generations, Limits
+from hivemind.servers.engine.metrics import EngineMetrics
 from hivemind.servers.engine.server import ServerOptions, running_engine
 
 QUESTION = {"role": "user", "content": "Name three colours."}
@@ -24,6 +25,7 @@ class TestEngine:
     port: int
     client: httpx.AsyncClient
     generations: Generations
+    metrics: EngineMetrics
 
     @property
     def adapters(self) -> Path:
@@ -50,8 +52,9 @@ async def engine_for_tests(
         max_body=1 << 20,
     )
     (home / "adapters").mkdir(exist_ok=True)
+    metrics = EngineMetrics()
     async with (
-        running_engine(options) as engine,
+        running_engine(options, metrics) as engine,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{engine.port}", timeout=120) as client,
     ):
-        yield TestEngine(home, engine.port, client, engine.generations)
+        yield TestEngine(home, engine.port, client, engine.generations, metrics)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 
 from hivemind.v1 import trainer_pb2 as pb
 from tests.support.redis_process import redis_process
@@ -153,6 +154,23 @@ async def test_redis_killed_in_the_middle_loses_nothing(tmp_path: Path, registry
             ends = [message.final, await rig.end_of(waiting.id)]
     assert [(e.state, e.attempts, e.progress.step) for e in ends] == [(Job.SUCCEEDED, 1, 10)] * 2
     assert [e.adapter_id for e in ends] == ["implementer-v000001", "implementer-v000002"]
+
+
+async def test_a_watch_that_ends_with_its_server_says_so_in_band(environment: dict[str, str]) -> None:
+    with trainer_process(environment) as running:
+        async with running.client() as rig:
+            rig.script(Script(steps=10, hold_at=5))
+            job = await rig.start()
+            watch = rig.stub.WatchJob(pb.WatchJobRequest(id=job.id), timeout=20)
+            message = await watch.read()
+            running.process.terminate()
+            while message.HasField("progress"):
+                message = await watch.read()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await watch.read()
+    told = error_details_pb2.ErrorInfo()
+    message.error.details[0].Unpack(told)
+    assert (told.reason, caught.value.code()) == ("DRAINING", grpc.StatusCode.UNAVAILABLE)
 
 
 async def test_of_two_trainers_on_one_redis_one_runs_a_job_and_both_can_tell_of_it(

@@ -832,6 +832,98 @@ class Heartbeat(_message.Message):
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
+class WatchPlatinumRequest(_message.Message):
+    """Asks to read along."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WATCHER_FIELD_NUMBER: _builtins.int
+    NEWEST_PER_TENANT_FIELD_NUMBER: _builtins.int
+    LARGEST_BYTES_FIELD_NUMBER: _builtins.int
+    watcher: _builtins.str
+    """Which server watches: `router` and so on."""
+    newest_per_tenant: _builtins.int
+    """Begins with so many of the newest examples of each tenant; 0: with all. What is stored from then on is sent whole."""
+    largest_bytes: _builtins.int
+    """Leaves out examples that are larger than so many bytes; 0: none."""
+    def __init__(
+        self,
+        *,
+        watcher: _builtins.str = ...,
+        newest_per_tenant: _builtins.int = ...,
+        largest_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["largest_bytes", b"largest_bytes", "newest_per_tenant", b"newest_per_tenant", "watcher", b"watcher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPlatinumRequest: _TypeAlias = WatchPlatinumRequest  # noqa: Y015
+
+@_typing.final
+class WatchPlatinumResponse(_message.Message):
+    """One message to one who reads along, in the order of the ledger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLE_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def example(self) -> Global___PlatinumExample:
+        """The next example."""
+
+    @_builtins.property
+    def forgotten(self) -> Global___ForgottenPlatinum:
+        """Examples that must not be used any more."""
+
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """All up to its `last_sequence` has been sent; comes first when the beginning is over, then every few seconds."""
+
+    def __init__(
+        self,
+        *,
+        example: Global___PlatinumExample | None = ...,
+        forgotten: Global___ForgottenPlatinum | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "example", b"example", "forgotten", b"forgotten", "heartbeat", b"heartbeat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "example", b"example", "forgotten", b"forgotten", "heartbeat", b"heartbeat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["example", "forgotten", "heartbeat"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchPlatinumResponse: _TypeAlias = WatchPlatinumResponse  # noqa: Y015
+
+@_typing.final
+class ForgottenPlatinum(_message.Message):
+    """Examples that were forgotten, whether they had been sent or not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their ids."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgottenPlatinum: _TypeAlias = ForgottenPlatinum  # noqa: Y015
+
+@_typing.final
 class AckPlatinumRequest(_message.Message):
     """Says that examples were handled."""
 

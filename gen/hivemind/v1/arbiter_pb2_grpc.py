@@ -70,6 +70,11 @@ class ArbiterServiceStub:
                 request_serializer=hivemind_dot_v1_dot_arbiter__pb2.StreamPlatinumRequest.SerializeToString,
                 response_deserializer=hivemind_dot_v1_dot_arbiter__pb2.StreamPlatinumResponse.FromString,
                 _registered_method=True)
+        self.WatchPlatinum = channel.unary_stream(
+                '/hivemind.v1.ArbiterService/WatchPlatinum',
+                request_serializer=hivemind_dot_v1_dot_arbiter__pb2.WatchPlatinumRequest.SerializeToString,
+                response_deserializer=hivemind_dot_v1_dot_arbiter__pb2.WatchPlatinumResponse.FromString,
+                _registered_method=True)
         self.AckPlatinum = channel.unary_unary(
                 '/hivemind.v1.ArbiterService/AckPlatinum',
                 request_serializer=hivemind_dot_v1_dot_arbiter__pb2.AckPlatinumRequest.SerializeToString,
@@ -132,6 +137,15 @@ class ArbiterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchPlatinum(self, request, context):
+        """Sends examples to one who only reads along, then live, and what is forgotten: there is no group, nothing is
+        acknowledged, and no consumer gets less. A stream that is lost is opened anew and begins from the start. For use
+        inside the mesh.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AckPlatinum(self, request, context):
         """Says that examples were handled for good.
         """
@@ -176,6 +190,11 @@ def add_ArbiterServiceServicer_to_server(servicer, server):
                     servicer.StreamPlatinum,
                     request_deserializer=hivemind_dot_v1_dot_arbiter__pb2.StreamPlatinumRequest.FromString,
                     response_serializer=hivemind_dot_v1_dot_arbiter__pb2.StreamPlatinumResponse.SerializeToString,
+            ),
+            'WatchPlatinum': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPlatinum,
+                    request_deserializer=hivemind_dot_v1_dot_arbiter__pb2.WatchPlatinumRequest.FromString,
+                    response_serializer=hivemind_dot_v1_dot_arbiter__pb2.WatchPlatinumResponse.SerializeToString,
             ),
             'AckPlatinum': grpc.unary_unary_rpc_method_handler(
                     servicer.AckPlatinum,
@@ -373,6 +392,33 @@ class ArbiterService:
             '/hivemind.v1.ArbiterService/StreamPlatinum',
             hivemind_dot_v1_dot_arbiter__pb2.StreamPlatinumRequest.SerializeToString,
             hivemind_dot_v1_dot_arbiter__pb2.StreamPlatinumResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPlatinum(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hivemind.v1.ArbiterService/WatchPlatinum',
+            hivemind_dot_v1_dot_arbiter__pb2.WatchPlatinumRequest.SerializeToString,
+            hivemind_dot_v1_dot_arbiter__pb2.WatchPlatinumResponse.FromString,
             options,
             channel_credentials,
             insecure,

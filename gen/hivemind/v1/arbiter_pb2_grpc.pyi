@@ -51,6 +51,11 @@ class ArbiterServiceStub:
     """
     StreamPlatinum: _grpc.UnaryStreamMultiCallable[_arbiter_pb2.StreamPlatinumRequest, _arbiter_pb2.StreamPlatinumResponse]
     """Sends the examples of a consumer group from the last acknowledged one on, then live; at least once each."""
+    WatchPlatinum: _grpc.UnaryStreamMultiCallable[_arbiter_pb2.WatchPlatinumRequest, _arbiter_pb2.WatchPlatinumResponse]
+    """Sends examples to one who only reads along, then live, and what is forgotten: there is no group, nothing is
+    acknowledged, and no consumer gets less. A stream that is lost is opened anew and begins from the start. For use
+    inside the mesh.
+    """
     AckPlatinum: _grpc.UnaryUnaryMultiCallable[_arbiter_pb2.AckPlatinumRequest, _arbiter_pb2.AckPlatinumResponse]
     """Says that examples were handled for good."""
 
@@ -77,6 +82,11 @@ class ArbiterServiceAsyncStub(ArbiterServiceStub):
     """
     StreamPlatinum: _aio.UnaryStreamMultiCallable[_arbiter_pb2.StreamPlatinumRequest, _arbiter_pb2.StreamPlatinumResponse]  # type: ignore[assignment]
     """Sends the examples of a consumer group from the last acknowledged one on, then live; at least once each."""
+    WatchPlatinum: _aio.UnaryStreamMultiCallable[_arbiter_pb2.WatchPlatinumRequest, _arbiter_pb2.WatchPlatinumResponse]  # type: ignore[assignment]
+    """Sends examples to one who only reads along, then live, and what is forgotten: there is no group, nothing is
+    acknowledged, and no consumer gets less. A stream that is lost is opened anew and begins from the start. For use
+    inside the mesh.
+    """
     AckPlatinum: _aio.UnaryUnaryMultiCallable[_arbiter_pb2.AckPlatinumRequest, _arbiter_pb2.AckPlatinumResponse]  # type: ignore[assignment]
     """Says that examples were handled for good."""
 
@@ -142,6 +152,17 @@ class ArbiterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_arbiter_pb2.StreamPlatinumResponse], _abc.AsyncIterator[_arbiter_pb2.StreamPlatinumResponse]]:
         """Sends the examples of a consumer group from the last acknowledged one on, then live; at least once each."""
+
+    @_abc_1.abstractmethod
+    def WatchPlatinum(
+        self,
+        request: _arbiter_pb2.WatchPlatinumRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_arbiter_pb2.WatchPlatinumResponse], _abc.AsyncIterator[_arbiter_pb2.WatchPlatinumResponse]]:
+        """Sends examples to one who only reads along, then live, and what is forgotten: there is no group, nothing is
+        acknowledged, and no consumer gets less. A stream that is lost is opened anew and begins from the start. For use
+        inside the mesh.
+        """
 
     @_abc_1.abstractmethod
     def AckPlatinum(

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18hivemind/v1/common.proto\x12\x0bhivemind.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n\x0b\x43hatMessage\x12\x12\n\x04role\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"b\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x11\n\testimated\x18\x04 \x01(\x08\"\xf1\x01\n\x05Hints\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x1c\n\x0fmax_cost_micros\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12.\n\x0bmax_latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\ndifficulty\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06\x64omain\x18\x05 \x01(\t\x12\x19\n\x0cquality_dial\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x08subtasks\x18\x07 \x03(\tB\x12\n\x10_max_cost_microsB\r\n\x0b_difficultyB\x0f\n\r_quality_dial\"\xb0\x01\n\tCandidate\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x14\n\x0c\x63hosen_model\x18\x02 \x01(\t\x12\x14\n\x07quality\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x63ost_micros\x18\x04 \x01(\x03\x12*\n\x07latency\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10rejected_because\x18\x06 \x01(\tB\n\n\x08_quality\"\xab\x01\n\x0fRoutingDecision\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x14\n\x0c\x63hosen_model\x18\x02 \x01(\t\x12\x0e\n\x06\x64omain\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12*\n\ncandidates\x18\x05 \x03(\x0b\x32\x16.hivemind.v1.Candidate\x12\x10\n\x08\x64\x65graded\x18\x06 \x03(\t\x12\x12\n\npropensity\x18\x07 \x01(\x01\"T\n\x0fSnapshotVersion\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12/\n\x0bupdate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*4\n\x06Period\x12\x16\n\x12PERIOD_UNSPECIFIED\x10\x00\x12\x07\n\x03\x44\x41Y\x10\x01\x12\t\n\x05MONTH\x10\x02*?\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0e\n\nREFINEMENT\x10\x02\x42\x41Z?github.com/hivemind-mesh/hivemind/gen/go/hivemind/v1;hivemindv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18hivemind/v1/common.proto\x12\x0bhivemind.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n\x0b\x43hatMessage\x12\x12\n\x04role\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"b\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x05\x12\x11\n\testimated\x18\x04 \x01(\x08\"\xf1\x01\n\x05Hints\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x1c\n\x0fmax_cost_micros\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12.\n\x0bmax_latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\ndifficulty\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06\x64omain\x18\x05 \x01(\t\x12\x19\n\x0cquality_dial\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x08subtasks\x18\x07 \x03(\tB\x12\n\x10_max_cost_microsB\r\n\x0b_difficultyB\x0f\n\r_quality_dial\"\xb0\x01\n\tCandidate\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x14\n\x0c\x63hosen_model\x18\x02 \x01(\t\x12\x14\n\x07quality\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0b\x63ost_micros\x18\x04 \x01(\x03\x12*\n\x07latency\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10rejected_because\x18\x06 \x01(\tB\n\n\x08_quality\"\xd9\x01\n\x0fRoutingDecision\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12\x14\n\x0c\x63hosen_model\x18\x02 \x01(\t\x12\x0e\n\x06\x64omain\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12*\n\ncandidates\x18\x05 \x03(\x0b\x32\x16.hivemind.v1.Candidate\x12\x10\n\x08\x64\x65graded\x18\x06 \x03(\t\x12\x12\n\npropensity\x18\x07 \x01(\x01\x12,\n\x08\x65xamples\x18\x08 \x03(\x0b\x32\x1a.hivemind.v1.WorkedExample\"8\n\rWorkedExample\x12\x13\n\x0bplatinum_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\"T\n\x0fSnapshotVersion\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12/\n\x0bupdate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*4\n\x06Period\x12\x16\n\x12PERIOD_UNSPECIFIED\x10\x00\x12\x07\n\x03\x44\x41Y\x10\x01\x12\t\n\x05MONTH\x10\x02*?\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0e\n\nREFINEMENT\x10\x02\x42\x41Z?github.com/hivemind-mesh/hivemind/gen/go/hivemind/v1;hivemindv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +37,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z?github.com/hivemind-mesh/hivemind/gen/go/hivemind/v1;hivemindv1'
   _globals['_CHATMESSAGE'].fields_by_name['role']._loaded_options = None
   _globals['_CHATMESSAGE'].fields_by_name['role']._serialized_options = b'\342A\001\002'
-  _globals['_PERIOD']._serialized_start=988
-  _globals['_PERIOD']._serialized_end=1040
-  _globals['_PURPOSE']._serialized_start=1042
-  _globals['_PURPOSE']._serialized_end=1105
+  _globals['_PERIOD']._serialized_start=1092
+  _globals['_PERIOD']._serialized_end=1144
+  _globals['_PURPOSE']._serialized_start=1146
+  _globals['_PURPOSE']._serialized_end=1209
   _globals['_CHATMESSAGE']._serialized_start=139
   _globals['_CHATMESSAGE']._serialized_end=203
   _globals['_USAGE']._serialized_start=205
@@ -50,7 +50,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANDIDATE']._serialized_start=550
   _globals['_CANDIDATE']._serialized_end=726
   _globals['_ROUTINGDECISION']._serialized_start=729
-  _globals['_ROUTINGDECISION']._serialized_end=900
-  _globals['_SNAPSHOTVERSION']._serialized_start=902
-  _globals['_SNAPSHOTVERSION']._serialized_end=986
+  _globals['_ROUTINGDECISION']._serialized_end=946
+  _globals['_WORKEDEXAMPLE']._serialized_start=948
+  _globals['_WORKEDEXAMPLE']._serialized_end=1004
+  _globals['_SNAPSHOTVERSION']._serialized_start=1006
+  _globals['_SNAPSHOTVERSION']._serialized_end=1090
 # @@protoc_insertion_point(module_scope)

@@ -253,6 +253,7 @@ class RoutingDecision(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     PROPENSITY_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """The strategy decided on."""
     chosen_model: _builtins.str
@@ -271,6 +272,10 @@ class RoutingDecision(_message.Message):
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was missing when the decision was made."""
 
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkedExample]:
+        """The platinum examples that the courier is to be shown, the nearest first; see ModelCall.example_ids for what was."""
+
     def __init__(
         self,
         *,
@@ -281,14 +286,41 @@ class RoutingDecision(_message.Message):
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         propensity: _builtins.float = ...,
+        examples: _abc.Iterable[Global___WorkedExample] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "chosen_model", b"chosen_model", "degraded", b"degraded", "domain", b"domain", "propensity", b"propensity", "reason", b"reason", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "chosen_model", b"chosen_model", "degraded", b"degraded", "domain", b"domain", "examples", b"examples", "propensity", b"propensity", "reason", b"reason", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoutingDecision: _TypeAlias = RoutingDecision  # noqa: Y015
+
+@_typing.final
+class WorkedExample(_message.Message):
+    """A platinum example of a like question, shown to a small model with its answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLATINUM_ID_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    platinum_id: _builtins.str
+    """The platinum example; always one of the request's own tenant."""
+    similarity: _builtins.float
+    """Cosine of the angle between both questions' embeddings, in [-1,1]."""
+    def __init__(
+        self,
+        *,
+        platinum_id: _builtins.str = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["platinum_id", b"platinum_id", "similarity", b"similarity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkedExample: _TypeAlias = WorkedExample  # noqa: Y015
 
 @_typing.final
 class SnapshotVersion(_message.Message):

@@ -292,6 +292,7 @@ class DecideResponse(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the record of this decision."""
     strategy: _builtins.str
@@ -310,6 +311,10 @@ class DecideResponse(_message.Message):
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was missing."""
 
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.WorkedExample]:
+        """The platinum examples that the courier would be shown, the nearest first."""
+
     def __init__(
         self,
         *,
@@ -320,10 +325,11 @@ class DecideResponse(_message.Message):
         reason: _builtins.str = ...,
         candidates: _abc.Iterable[_common_pb2.Candidate] | None = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
+        examples: _abc.Iterable[_common_pb2.WorkedExample] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "chosen_model", b"chosen_model", "degraded", b"degraded", "domain", b"domain", "reason", b"reason", "request_id", b"request_id", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "chosen_model", b"chosen_model", "degraded", b"degraded", "domain", b"domain", "examples", b"examples", "reason", b"reason", "request_id", b"request_id", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -798,6 +804,7 @@ class ModelCall(_message.Message):
     COST_MICROS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     PROMPT_VERSION_FIELD_NUMBER: _builtins.int
+    EXAMPLE_IDS_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """The alias called."""
     role: _builtins.str
@@ -832,6 +839,10 @@ class ModelCall(_message.Message):
     def usage(self) -> _common_pb2.Usage:
         """Tokens."""
 
+    @_builtins.property
+    def example_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The platinum examples that it was shown as worked examples, the nearest first."""
+
     def __init__(
         self,
         *,
@@ -848,10 +859,11 @@ class ModelCall(_message.Message):
         cost_micros: _builtins.int = ...,
         error: _builtins.str = ...,
         prompt_version: _builtins.str = ...,
+        example_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_latency", b"first_token_latency", "latency", b"latency", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "cost_micros", b"cost_micros", "endpoint", b"endpoint", "error", b"error", "first_token_latency", b"first_token_latency", "http_status", b"http_status", "latency", b"latency", "model", b"model", "prompt_version", b"prompt_version", "role", b"role", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "alias", b"alias", "cost_micros", b"cost_micros", "endpoint", b"endpoint", "error", b"error", "example_ids", b"example_ids", "first_token_latency", b"first_token_latency", "http_status", b"http_status", "latency", b"latency", "model", b"model", "prompt_version", b"prompt_version", "role", b"role", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,7 @@ class EmbeddedServer:
     """Implements port.AdapterServer."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.address, self.capabilities = endpoint.host, _CAPABILITIES
+        self.endpoint, self.address, self.capabilities = endpoint, endpoint.host, _CAPABILITIES
         self._http = ServerHttp(endpoint)
 
     async def ensure(self, adapter: Adapter) -> None:

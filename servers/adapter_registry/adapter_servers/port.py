@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from hivemind.servers.common.catalogue import Endpoint
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -31,6 +33,10 @@ class AdapterServerError(Exception):
 
 class AdapterServer(Protocol):
     """One replica of a model server. Every method may raise AdapterServerError, and none waits for ever."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it is, as the catalogue says."""
 
     @property
     def address(self) -> str:

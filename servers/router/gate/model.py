@@ -120,7 +120,8 @@ class Gate:
     """Estimates for prompts, cached by their hash. Not for several threads at once."""
 
     def __init__(self, table: Path = TABLE_FILE, model: Path = MODEL_FILE) -> None:
-        self._features = Features(PieceTable(table))
+        self.table: Final = PieceTable(table)
+        self._features = Features(self.table)
         self.pairs: Final = load_pairs(model, self._features.names)
         self._cache: OrderedDict[bytes, Mapping[str, Estimate]] = OrderedDict()
 
