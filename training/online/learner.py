@@ -306,7 +306,8 @@ class OnlineLearner:
             data_licence=LICENCE, evaluation=self._progress.evaluation, scale=scale,
             hyper_parameters={
                 "online": True, "rank": self._model.rank, "learning_rate": settings.learn_rate,
-                "steps": self._progress.steps, "bf16": self._model.bf16, "slow": settings.learn_slow, "batch": settings.learn_batch,
+                "steps": self._progress.steps, "slow": settings.learn_slow, "batch": settings.learn_batch,
+                "bf16": self._model.bf16,
             },
         )  # fmt: skip
 

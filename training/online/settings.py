@@ -65,6 +65,6 @@ class OnlineSettings(BaseSettings):
     learn_max_tenant: float = Field(default=0.02, ge=0, le=1)
     """and on what is held out of any tenant may rise above the champion's, and the last publication's."""
     learn_max_kl: float = Field(default=1.0, gt=0)
-    """How far, in nats of a token, predictions on unrelated text may be from the champion's."""
+    """How far, in nats of a token, predictions on plain text may be from the champion's."""
     learn_min_gain: float = Field(default=0.05, ge=0, lt=1)
     """By how much the held-out loss must fall, if no more answers are exact, for another publication."""
