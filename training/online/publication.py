@@ -59,7 +59,7 @@ class Outbox:
         for name in ("publications", "evidence"):
             (folder / name).mkdir(parents=True, exist_ok=True)
             for left in (folder / name).glob(".*"):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def champion(self) -> Champion | None:
         """Who is in office, as the Trainer said last; None where it has not yet."""
