@@ -101,6 +101,11 @@ class Outbox:
         """Whether a publication was handed over and is still here."""
         return (self._folder / "publications" / f"{number:06d}").exists()
 
+    def newest(self) -> tuple[int, Path] | None:
+        """The number and the adapter of the last publication that is still here."""
+        found = max((self._folder / "publications").glob("[0-9]*"), default=None)
+        return None if found is None else (int(found.name), found / ADAPTER)
+
     def clear(self, number: int) -> None:
         """Removes a publication that was answered."""
         shutil.rmtree(self._folder / "publications" / f"{number:06d}", ignore_errors=True)
