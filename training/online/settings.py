@@ -41,7 +41,7 @@ class OnlineSettings(BaseSettings):
     """How much of the slow weights, which are those that are published, a step keeps."""
     learn_replay: float = Field(default=0.25, ge=0.1, le=1)
     """Replayed samples a new one, once the first steps are done; it begins with one each."""
-    learn_surprise: float = Field(default=0.01, gt=0)
+    learn_surprise: float = Field(default=0.002, gt=0)
     """An example whose surprise is above this, or whose answer is not foreseen whole, is learnt further,"""
     learn_passes: int = Field(default=40, ge=1)
     """but so often at most."""
