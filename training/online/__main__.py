@@ -61,7 +61,9 @@ def _learn(settings: OnlineSettings, role: str, folder: Path, stop: StopSwitch) 
         home=str(settings.home.resolve()), base=settings.learn_base, base_weights=settings.learn_base_weights
     )
     base = prepare_base(config, os.environ)
-    model = OnlineModel(base, champion.path, rank=settings.learn_rank, seed=settings.learn_seed)
+    model = OnlineModel(
+        base, champion.path, rank=settings.learn_rank, seed=settings.learn_seed, precision=settings.learn_precision
+    )
     desk = Desk(
         Inbox(settings.redis_url, role, timeout_s=settings.redis_timeout_s), outbox, StateFolder(folder / "state"),
         Tombstones(settings.datasets), stop,

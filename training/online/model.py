@@ -14,6 +14,7 @@ from hivemind.training.backend import TARGETS
 from hivemind.training.base_model import Base, load_model, load_tokenizer
 from hivemind.training.encoding import Encoded, Encoder
 from hivemind.training.online.packing import Pack, pack, packs
+from hivemind.training.online.precision import Precision, layers_to_bf16, to_bf16
 from hivemind.training.online.starting_point import rank_of, starting_weights
 
 PACK_TOKENS: Final = 512
@@ -62,9 +63,9 @@ class Tempo:
 
 class OnlineModel:
     """`champion`: the folder of the adapter in office, empty for the base alone. Starts as the champion does. Whatever
-    the champion scales by, an adapter here adds its product as it is."""
+    the champion scales by, an adapter here adds its product as it is. `bf16`: whether its layers compute in that."""
 
-    def __init__(self, base: Base, champion: str, *, rank: int, seed: int) -> None:
+    def __init__(self, base: Base, champion: str, *, rank: int, seed: int, precision: Precision = "fp32") -> None:
         import torch
 
         self.base, tokenizer = base, load_tokenizer(base.folder)
@@ -72,6 +73,9 @@ class OnlineModel:
         torch.manual_seed(seed)
         self.rank = rank_of(champion, rank)
         self.model = _with_adapter(load_model(base.folder), self.rank)
+        self.bf16 = to_bf16(precision)
+        if self.bf16:
+            layers_to_bf16(self.model)
         self.model.eval()  # there is no dropout anywhere, and what is measured is what is learnt
         self._live = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._fresh = self.copy()
@@ -94,9 +98,13 @@ class OnlineModel:
         self._optimizer = torch.optim.AdamW(self._live.values(), weight_decay=0.0, betas=(0.9, 0.99))
         self._steps = 0
 
+    def weights_of(self, adapter: str) -> Weights:
+        """The adapter in a folder as weights of this one. ConfigError where it does not fit."""
+        return starting_weights(adapter, self._fresh)
+
     def enthrone(self, champion: str) -> None:
         """Takes another adapter for the champion; the live weights stay. ConfigError where it does not fit."""
-        self.champion = starting_weights(champion, self._fresh)
+        self.champion = self.weights_of(champion)
 
     @property
     def steps(self) -> int:
@@ -222,11 +230,14 @@ class OnlineModel:
 
     def _logits(self, row: Pack) -> Any:
         """The predictions that count; the head, a fifth of the work, is spared for all others."""
+        import torch
+
         inner = self.model.get_base_model()
-        hidden = inner.get_decoder()(
-            input_ids=row.ids, attention_mask=row.mask, position_ids=row.positions, use_cache=False
-        )[0]
-        return inner.get_output_embeddings()(hidden[0, row.sources])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            hidden = inner.get_decoder()(
+                input_ids=row.ids, attention_mask=row.mask, position_ids=row.positions, use_cache=False
+            )[0]
+        return inner.get_output_embeddings()(hidden[0, row.sources].float())
 
 
 def scaled(weights: Weights, scale: float) -> Weights:

@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from hivemind.training.online.precision import Precision
+
 
 class OnlineSettings(BaseSettings):
     """How the learner learns. Times in seconds of the clock, shares in [0,1], losses in nats of a token."""
@@ -18,6 +20,8 @@ class OnlineSettings(BaseSettings):
     learn_base: str = "courier"
     learn_base_weights: str = ""
     """A .gguf file or a folder; empty: the courier's own."""
+    learn_precision: Precision = "auto"
+    """`auto`: bf16 where this CPU is quicker in it, else fp32."""
     learn_threads: int = Field(default=1, ge=1)
     learn_niceness: int = Field(default=10, ge=0, le=19)
     learn_seed: int = Field(default=0, ge=0, lt=1 << 32)
@@ -30,14 +34,14 @@ class OnlineSettings(BaseSettings):
     """How long is learnt before what was learnt is checked, and published if it passes."""
     learn_rank: int = Field(default=16, ge=8, le=256, multiple_of=8)
     """The rank of the adapter where no champion gives one."""
-    learn_rate: float = Field(default=5e-4, gt=0, le=1e-2)
+    learn_rate: float = Field(default=1e-3, gt=0, le=1e-2)
     learn_warm_up: int = Field(default=4, ge=0)
     """Steps over which the rate grows at the start."""
     learn_slow: float = Field(default=0.8, ge=0, lt=1)
     """How much of the slow weights, which are those that are published, a step keeps."""
     learn_replay: float = Field(default=0.25, ge=0.1, le=1)
     """Replayed samples a new one, once the first steps are done; it begins with one each."""
-    learn_surprise: float = Field(default=0.05, gt=0)
+    learn_surprise: float = Field(default=0.002, gt=0)
     """An example whose surprise is above this, or whose answer is not foreseen whole, is learnt further,"""
     learn_passes: int = Field(default=40, ge=1)
     """but so often at most."""
@@ -61,6 +65,6 @@ class OnlineSettings(BaseSettings):
     learn_max_tenant: float = Field(default=0.02, ge=0, le=1)
     """and on what is held out of any tenant may rise above the champion's, and the last publication's."""
     learn_max_kl: float = Field(default=1.0, gt=0)
-    """How far, in nats of a token, predictions on unrelated text may be from the champion's."""
+    """How far, in nats of a token, predictions on plain text may be from the champion's."""
     learn_min_gain: float = Field(default=0.05, ge=0, lt=1)
     """By how much the held-out loss must fall, if no more answers are exact, for another publication."""
