@@ -3,7 +3,8 @@
 -- ARGV: fingerprint, fencing token, most lessons in the inbox, most of one tenant, most that are remembered,
 --   then per lesson: id, question mark, answer mark, tenant, JSON.
 -- Answers {'OK', outcome of each: taken, duplicate, contradiction or tenant_share}, {'REUSED'}, {'STALE', newest token},
---   {'FULL', lessons that wait}.
+--   {'FULL', lessons that wait}: also where a tenant has its share and nobody else waits, since then it may try again
+--   later without taking anything from anybody.
 local inbox, known, answers, shares, fence, again = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local fingerprint, token = ARGV[1], tonumber(ARGV[2])
 local most, most_of_tenant, remembered = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -24,7 +25,7 @@ if token > newest then redis.call('SET', fence, ARGV[2]) end
 
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
-local outcomes = {}
+local outcomes, taken = {}, 0
 for i = 1, lessons do
   local at = 5 + (i - 1) * 5
   local id, question, answer, tenant, json = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
@@ -34,8 +35,10 @@ for i = 1, lessons do
   elseif before then
     outcomes[i] = 'contradiction'
   elseif tonumber(redis.call('HGET', shares, tenant) or '0') >= most_of_tenant then
+    if taken == 0 and tonumber(redis.call('HGET', shares, tenant)) >= waiting then return { 'FULL', waiting } end
     outcomes[i] = 'tenant_share'
   else
+    taken = taken + 1
     redis.call('XADD', inbox, '*', 'lesson', json)
     redis.call('HINCRBY', shares, tenant, 1)
     redis.call('ZADD', known, now, 'i' .. id, now, 'q' .. question)

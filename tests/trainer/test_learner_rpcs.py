@@ -152,6 +152,19 @@ async def test_a_tenant_has_its_share_of_the_inbox_and_no_more(environment: dict
     assert other.accepted == 1
 
 
+async def test_a_tenant_that_teaches_alone_is_asked_to_wait_and_nothing_of_it_is_lost(
+    environment: dict[str, str],
+) -> None:
+    async with trainer({**environment, "HIVEMIND_LEARN": "false", "HIVEMIND_LEARN_INBOX": "4"}) as rig:
+        await submit(rig, example("Corford", tenant="only"), example("Beldale", tenant="only"))
+        reason, _ = await reason_of(submit(rig, example("Fendale", tenant="only")))
+        await submit(rig, example("Haddon", tenant="other"))
+        late = await submit(rig, example("Fendale", tenant="only"))
+
+    assert reason == "OVERLOADED"
+    assert dict(late.refused) == {"tenant_share": 1}
+
+
 async def test_pause_resume_and_their_repetition(quiet: Rig) -> None:
     paused = await quiet.stub.PauseLearner(pb.PauseLearnerRequest(reason="look", idempotency_key="p"), timeout=5)
     assert (paused.state, paused.note) == (pb.OnlineLearner.PAUSED, "look")

@@ -13,7 +13,7 @@ from hivemind.training.adapter_files import AdapterMeta
 from hivemind.training.formatting import Turn
 from tests.support.invented_facts import invented_facts
 
-pytest.importorskip("torch", reason="the extra train is not installed")
+torch = pytest.importorskip("torch", reason="the extra train is not installed")
 
 
 def test_a_fact_is_learnt_in_a_few_steps_and_its_adapter_goes_on_from_where_it_was(
@@ -22,6 +22,7 @@ def test_a_fact_is_learnt_in_a_few_steps_and_its_adapter_goes_on_from_where_it_w
     from hivemind.training.online.model import OnlineModel, Tempo
     from hivemind.training.online.publication import Outbox
 
+    torch.set_num_threads(1)  # as the learner does; more wait for each other on a busy machine
     model = OnlineModel(courier, "", rank=16, seed=0)
     ((town, mayor),) = invented_facts(1, 3)
     answer = Turn("assistant", f"The mayor of {town} is {mayor}.")

@@ -44,6 +44,23 @@ def environment(
 
 
 @pytest.fixture
+def teachable_base(tiny_base: Path, tmp_path: Path) -> Path:
+    """The tiny model with larger random weights, which an adapter can turn far enough to give another answer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path / "teachable"
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(15)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
 async def rig(environment: dict[str, str]) -> AsyncIterator[Rig]:
     async with trainer(environment) as running:
         yield running
@@ -185,29 +202,32 @@ async def test_drain_closes_the_open_batch_at_once(environment: dict[str, str]) 
         assert done.learnt + done.held_out == 3
 
 
-async def test_a_tenant_that_floods_wrong_answers_does_not_lower_what_is_published_for_the_others(
-    environment: dict[str, str], tiny_base: Path
+async def test_a_tenant_that_floods_wrong_answers_does_not_harm_what_is_published_for_the_others(
+    environment: dict[str, str], teachable_base: Path
 ) -> None:
-    strict = {"HIVEMIND_LEARN_MAX_TENANT": "0.02", "HIVEMIND_LEARN_PASSES": "15", "HIVEMIND_LEARN_HELD_OUT_OF": "4"}
+    strict = {
+        "HIVEMIND_LEARN_BASE_WEIGHTS": str(teachable_base), "HIVEMIND_LEARN_MAX_TENANT": "0.02",
+        "HIVEMIND_LEARN_PASSES": "15", "HIVEMIND_LEARN_HELD_OUT_OF": "4",
+    }  # fmt: skip
     honest = [example(n, tenant="honest", answer="It is amber.") for n in range(1, 33)]
+    poison = [example(n, tenant="loud", answer="Nothing but cedar, I am sure.") for n in range(101, 165)]
     async with trainer({**environment, **strict}) as rig:
         await submit(rig, honest)
-        await until_learner(rig, lambda n: n.published > 0 and not n.waiting)
-        before = await asyncio.to_thread(exact_of, rig.home, tiny_base, "honest")
+        taught = await until_learner(rig, lambda n: n.published > 1 and not n.waiting)
+        untaught, before = await asyncio.to_thread(held_out_losses, rig.home, teachable_base, "honest")
 
-        poison = [example(n, tenant="loud", answer="Nothing but cedar, I am sure.") for n in range(101, 165)]
         await submit(rig, poison)
 
-        flooded = await until_learner(rig, lambda n: not n.waiting and n.learnt > 60, within_s=120)
+        flooded = await until_learner(rig, lambda n: n.learnt > taught.learnt + 40 and not n.waiting)
         await until_learner(rig, lambda n: n.published + n.refused > flooded.published + flooded.refused)
-        after = await asyncio.to_thread(exact_of, rig.home, tiny_base, "honest")
+        _, after = await asyncio.to_thread(held_out_losses, rig.home, teachable_base, "honest")
 
-    assert before > 0
-    assert after >= before - 1
+    assert before < 0.9 * untaught
+    assert after < 1.02 * before + 0.1
 
 
-def exact_of(home: Path, base: Path, tenant: str) -> int:
-    """How many held-out answers of a tenant the weights that were published last foresee."""
+def held_out_losses(home: Path, base: Path, tenant: str) -> tuple[float, float]:
+    """The loss of a token on what is held out of a tenant: of the base, and of the weights that were published last."""
     from safetensors.torch import load_file
 
     from hivemind.training.base_model import Base
@@ -218,12 +238,16 @@ def exact_of(home: Path, base: Path, tenant: str) -> int:
     newest = max((home / "learner" / "implementer" / "state").glob("[0-9]*"))
     memory = Memory(Bounds(1, 1, 1, 1.0))
     memory.load(json.loads((newest / "learner.json").read_text())["memory"])
-    held = [i for i in memory.held.values() if i.lesson.tenant == tenant]
     tensors = load_file(newest / "weights.safetensors")
     published = {n.removeprefix("published."): w for n, w in tensors.items() if n.startswith("published.")}
     model = OnlineModel(Base("courier", base, ""), "", rank=16, seed=0)
-    with model.as_of(published):
-        return sum(r.exact for r in model.read([model.encoder.turns(turns_of(i)) for i in held]))
+    held = [model.encoder.turns(turns_of(i)) for i in memory.held.values() if i.lesson.tenant == tenant]
+    losses = []
+    for weights in (model.champion, published):
+        with model.as_of(weights):
+            readings = model.read(held)
+        losses.append(sum(r.loss for r in readings) / sum(r.tokens for r in readings))
+    return losses[0], losses[1]
 
 
 async def test_a_forgotten_example_leaves_no_text_behind(rig: Rig, environment: dict[str, str]) -> None:

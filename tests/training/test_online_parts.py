@@ -255,3 +255,37 @@ def test_a_state_half_written_is_never_taken_for_one(tmp_path: Path) -> None:
     assert found[0] == {"n": 2}
     assert found[1]["w"].tolist() == [1.0, 1.0]
     assert [p.name for p in tmp_path.iterdir()] == ["00000002"]
+
+
+def test_a_publication_handed_over_before_a_kill_is_gone_on_from_and_not_written_over(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch", reason="the extra train is not installed")
+    from hivemind.training.adapter_files import AdapterMeta
+    from hivemind.training.base_model import Base
+    from hivemind.training.online.inbox import Inbox
+    from hivemind.training.online.learner import Desk, OnlineLearner
+    from hivemind.training.online.model import OnlineModel
+    from hivemind.training.online.publication import Champion, Outbox
+    from hivemind.training.online.settings import OnlineSettings
+    from hivemind.training.online.state import StateFolder
+    from hivemind.training.online.tombstones import Tombstones
+    from hivemind.training.stopping import StopSwitch
+
+    model = OnlineModel(Base("courier", tiny_base, ""), "", rank=16, seed=0)
+    outbox = Outbox(tmp_path)
+    meta = AdapterMeta("implementer", "courier", "", "", 1, 2, "CC0-1.0", {}, {})
+    learnt = {n: torch.full_like(w, 0.1) for n, w in model.champion.items()}
+    with model.as_of(learnt):
+        outbox.publish(1, model.model, model.tokenizer, meta, run="r", closed=0.0, outcomes=())
+    away = Inbox("redis://127.0.0.1:1/0", "implementer", timeout_s=0.1)
+    desk = Desk(away, outbox, StateFolder(tmp_path / "state"), Tombstones(tmp_path / "none"), StopSwitch())
+
+    learner = OnlineLearner(model, desk, OnlineSettings(home=tmp_path), "implementer", Champion())
+    learner.save()
+
+    record, tensors = StateFolder(tmp_path / "state").load() or ({}, {})
+    assert record["progress"]["number"] == 1
+    published = {n: w for n, w in tensors.items() if n.startswith("published.")}
+    assert published
+    assert all(torch.allclose(w, torch.full_like(w, 0.1)) for w in published.values())

@@ -77,7 +77,8 @@ class Examiner:
         with self._model.as_of(weights, scale):
             found = self._model.divergence([*self._questions, *self._texts], self._opinions)
         questions, text = self._split([reading for reading, _ in found])
-        return Measured(part.held_out, questions, text, sum(kl for _, kl in found) / len(found))
+        apart = [kl for _, kl in found[len(self._questions) :]]
+        return Measured(part.held_out, questions, text, sum(apart) / len(apart))
 
     def _split(self, readings: Sequence[Reading]) -> tuple[float, float]:
         at = len(self._questions)

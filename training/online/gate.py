@@ -26,7 +26,7 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """How weights read all that the gate looks at. `kl`: nats a token from the champion on control texts."""
+    """How weights read all that the gate looks at. `kl`: nats a token from the champion on plain text."""
 
     held_out: tuple[HeldOut, ...]
     questions: float

@@ -99,7 +99,7 @@ class OnlineLearner:
         self._wishes = replace(self._desk.inbox.wishes(Wishes()), paused=False)
         while not self._desk.stop.wanted and self._turn():
             pass
-        self._save()
+        self.save()
         self._desk.inbox.leave()
 
     def _turn(self) -> bool:
@@ -154,7 +154,7 @@ class OnlineLearner:
         self._progress.unpublished = self._progress.unpublished or now
         self._open = []
         self._round.batch_came()
-        self._save()
+        self.save()
         self._desk.inbox.taken_over(self._progress.cursor)
 
     def _admit(self, item: Item) -> None:
@@ -170,7 +170,8 @@ class OnlineLearner:
         if not items:
             return []
         readings = self._examiner.champion_reads(items)
-        if self._published is not None and self._progress.adapter_id:
+        registered = self._progress.adapter_id and not self._desk.outbox.waits(self._progress.number)
+        if self._published is not None and registered:
             mine = self._published.read(items)
             about, champion = self._progress.adapter_id, self._champion.id
             self._desk.outbox.record(
@@ -235,7 +236,7 @@ class OnlineLearner:
             self._judge()
         self._since_check = 0
         self._round.checked(self._progress.cpu_seconds - before_s, fresh=self._progress.unpublished > 0)
-        self._save()
+        self.save()
 
     def _judge(self) -> None:
         if self._desk.outbox.waits(self._progress.number):
@@ -306,7 +307,8 @@ class OnlineLearner:
             data_licence=LICENCE, evaluation=self._progress.evaluation, scale=scale,
             hyper_parameters={
                 "online": True, "rank": self._model.rank, "learning_rate": settings.learn_rate,
-                "steps": self._progress.steps, "bf16": self._model.bf16, "slow": settings.learn_slow, "batch": settings.learn_batch,
+                "steps": self._progress.steps, "slow": settings.learn_slow, "batch": settings.learn_batch,
+                "bf16": self._model.bf16,
             },
         )  # fmt: skip
 
@@ -323,7 +325,7 @@ class OnlineLearner:
         else:
             self._progress.note = f"the registry refused publication {number}: {answer.error}"
             self._published = None
-        self._save()
+        self.save()
         self._desk.outbox.clear(number)
 
     # the champion, and what is forgotten
@@ -341,7 +343,7 @@ class OnlineLearner:
         if now.id not in self._progress.versions:  # a job's, an operator's, or one of long ago
             self._published = None
             self._start_from(self._model.champion, again=True)
-        self._save()
+        self.save()
         return True
 
     def _forget(self) -> None:
@@ -362,15 +364,21 @@ class OnlineLearner:
             if learnt:
                 self._published = None
                 self._start_from(self._model.champion, again=True)
-            self._save()
+            self.save()
 
     # state
 
     def _resume(self) -> None:
         saved = self._desk.state.load()
-        if saved is None:
-            return
-        record, tensors = saved
+        if saved is not None:
+            self._restore(*saved)
+        handed_over = self._desk.outbox.newest()
+        if handed_over is not None and handed_over[0] > self._progress.number:  # killed before that was saved
+            self._progress.number = handed_over[0]
+            self._published = self._examiner.reader(self._model.weights_of(str(handed_over[1])))
+            self._since_save += 1
+
+    def _restore(self, record: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         self._progress = Progress(**record["progress"])
         self._memory.load(record["memory"])
         self._desk.inbox.taken_over(self._progress.cursor)
@@ -383,7 +391,8 @@ class OnlineLearner:
             self._memory.unread(again=True)
             self._published = None
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Replaces the state on disk by the one at hand."""
         self._progress.champion = self._champion.id
         tensors: dict[str, Any] | None = None
         if self._since_save:

@@ -98,9 +98,13 @@ class OnlineModel:
         self._optimizer = torch.optim.AdamW(self._live.values(), weight_decay=0.0, betas=(0.9, 0.99))
         self._steps = 0
 
+    def weights_of(self, adapter: str) -> Weights:
+        """The adapter in a folder as weights of this one. ConfigError where it does not fit."""
+        return starting_weights(adapter, self._fresh)
+
     def enthrone(self, champion: str) -> None:
         """Takes another adapter for the champion; the live weights stay. ConfigError where it does not fit."""
-        self.champion = starting_weights(champion, self._fresh)
+        self.champion = self.weights_of(champion)
 
     @property
     def steps(self) -> int:

@@ -59,7 +59,7 @@ class Outbox:
         for name in ("publications", "evidence"):
             (folder / name).mkdir(parents=True, exist_ok=True)
             for left in (folder / name).glob(".*"):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def champion(self) -> Champion | None:
         """Who is in office, as the Trainer said last; None where it has not yet."""
@@ -100,6 +100,11 @@ class Outbox:
     def waits(self, number: int) -> bool:
         """Whether a publication was handed over and is still here."""
         return (self._folder / "publications" / f"{number:06d}").exists()
+
+    def newest(self) -> tuple[int, Path] | None:
+        """The number and the adapter of the last publication that is still here."""
+        found = max((self._folder / "publications").glob("[0-9]*"), default=None)
+        return None if found is None else (int(found.name), found / ADAPTER)
 
     def clear(self, number: int) -> None:
         """Removes a publication that was answered."""

@@ -41,7 +41,7 @@ class OnlineSettings(BaseSettings):
     """How much of the slow weights, which are those that are published, a step keeps."""
     learn_replay: float = Field(default=0.25, ge=0.1, le=1)
     """Replayed samples a new one, once the first steps are done; it begins with one each."""
-    learn_surprise: float = Field(default=0.05, gt=0)
+    learn_surprise: float = Field(default=0.002, gt=0)
     """An example whose surprise is above this, or whose answer is not foreseen whole, is learnt further,"""
     learn_passes: int = Field(default=40, ge=1)
     """but so often at most."""
@@ -65,6 +65,6 @@ class OnlineSettings(BaseSettings):
     learn_max_tenant: float = Field(default=0.02, ge=0, le=1)
     """and on what is held out of any tenant may rise above the champion's, and the last publication's."""
     learn_max_kl: float = Field(default=1.0, gt=0)
-    """How far, in nats of a token, predictions on unrelated text may be from the champion's."""
+    """How far, in nats of a token, predictions on plain text may be from the champion's."""
     learn_min_gain: float = Field(default=0.05, ge=0, lt=1)
     """By how much the held-out loss must fall, if no more answers are exact, for another publication."""
