@@ -21,7 +21,7 @@ def knows_them(moment: Moment) -> bool:
 
 @pytest.mark.timeout(600)
 def test_the_courier_comes_to_know_what_only_the_master_knew() -> None:
-    plan = Plan(FACTS, 11, rate=2.0, learning_s=400.0, look_s=2.0, final=20, window=20)
+    plan = Plan(FACTS, 11, rate=2.0, learning_s=400.0, look_s=2.0, final=1, window=20)
     with closed_loop(plan, QUICK) as loop:
         before = loop.exam(ways=1)
         loop.learn(lambda moment: None, enough=knows_them)
