@@ -67,6 +67,7 @@ class Traffic:
             self.answers.append(
                 Answer(self.clock(), fact, text, about["chosen_model"], about["adapter"], int(about["cost_micros"]))
             )
+            self._came.set()
         finally:
             gate.release()
 

@@ -39,8 +39,9 @@ PACE: Final = {
     "HIVEMIND_AUTOPROMOTE_MAX_PER_DAY": "1000",
     "HIVEMIND_CYCLE_EVERY_S": "5",
     "HIVEMIND_EXPLORE": "0.05",
-    "HIVEMIND_NOMINATE": "0.25",
+    "HIVEMIND_NOMINATE": "0.1",
     "HIVEMIND_QUEUE_SEEN_S": "120",
+    "HIVEMIND_REFINE_PER_CYCLE": "3",
     "HIVEMIND_REFINEMENTS_PER_MINUTE": "600",
     "HIVEMIND_ENGINE_THREADS": "1",
     "HIVEMIND_LEARN_SHADOW": "true",
@@ -147,24 +148,18 @@ class Loop:
     async def _learn(self, show: Callable[[Moment], None], enough: Callable[[Moment], bool]) -> Figures:
         self.began = time.monotonic()
         traffic = self.traffic(rate=self.plan.rate, seed=self.plan.seed + 1)
-        running = asyncio.create_task(traffic.run())
-        following = asyncio.create_task(self._follow_adapters())
-        try:
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(traffic.run()), group.create_task(self._follow_adapters())]
             while time.monotonic() - self.began < self.plan.learning_s:
                 await asyncio.sleep(self.plan.look_s)
-                for task in (running, following):
-                    if task.done():
-                        task.result()
                 self.moments.append(await self._moment(traffic))
                 show(self.moments[-1])
                 if enough(self.moments[-1]):
                     break
             before = len(traffic.answers)
             await traffic.until(before + self.plan.final)
-        finally:
-            for task in (running, following):
+            for task in running:
                 task.cancel()
-            await asyncio.gather(running, following, return_exceptions=True)
         return figures_of(traffic.answers[before:])
 
     async def _moment(self, traffic: Traffic) -> Moment:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from bench.closed_loop import Loop, Moment, Plan, closed_loop
+from bench.closed_loop import WINDOW, Loop, Moment, Plan, closed_loop
 from bench.facts import invent
 from bench.figures import Figures, ratio
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
 
 def table(off: Figures, moments: Sequence[Moment], after: Figures, *, before: float, exam: float) -> str:
     """Before, after, and the same with learning off, in Markdown."""
-    first = next((m.figures for m in moments if m.figures.count), off)
+    first = next((m.figures for m in moments if m.figures.count >= WINDOW // 2), off)
     rows = (
         ("before learning", first, f"{before:.0%}"),
         ("after learning", after, f"{exam:.0%}"),

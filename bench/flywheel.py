@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.closed_loop import ROLE, Loop, Moment, Plan, closed_loop
+from bench.closed_loop import PACE, ROLE, Loop, Moment, Plan, closed_loop
 from bench.facts import TOWNS, invent, taught
 from bench.figures import quantile, ratio
 from bench.forgetting import deltas
@@ -47,21 +47,23 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=12.0, help="of learning at most, a run")
     parser.add_argument("--rate", type=int, default=40, help="requests a second while latencies are measured")
     parser.add_argument("--seconds", type=int, default=20, help="of each measurement of latencies")
+    parser.add_argument("--set", action="append", default=[], metavar="HIVEMIND_NAME=VALUE", help="of the mesh")
     options = parser.parse_args(arguments)
+    settings = dict(text.split("=", 1) for text in options.set)
     runs = []
     for number in range(options.repeat):
         seed = random.randrange(1 << 31)
         print(f"run {number + 1} of {options.repeat}, seed {seed}", file=sys.stderr, flush=True)
         plan = Plan(invent(random.Random(seed), {TOWNS.name: FACTS}), seed, learning_s=60 * options.minutes)
-        runs.append(measure(plan, rate=options.rate, seconds=options.seconds))
+        runs.append(measure(plan, settings, rate=options.rate, seconds=options.seconds))
         print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-    report(runs)
+    report(runs, settings)
 
 
-def measure(plan: Plan, *, rate: int, seconds: int) -> dict[str, Any]:
+def measure(plan: Plan, settings: Mapping[str, str], *, rate: int, seconds: int) -> dict[str, Any]:
     """One run."""
     began, load = time.monotonic(), os.getloadavg()[0]
-    with closed_loop(plan) as loop:
+    with closed_loop(plan, settings) as loop:
         before, off = loop.exam(), loop.without_learning()
         on = loop.learn(show)
         learner, refinement_usd = loop.learner(), loop.refinement_usd()
@@ -165,7 +167,7 @@ def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: statistics.median(float(run[name]) for run in runs) for name in MEDIANS}
 
 
-def report(runs: Sequence[Mapping[str, Any]]) -> None:
+def report(runs: Sequence[Mapping[str, Any]], settings: Mapping[str, str]) -> None:
     """The table and the file."""
     median = medians(runs)
     cores = os.cpu_count()
@@ -176,7 +178,13 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
         print(f"| {name} | {median[name]:.3g} | {each} | {TARGETS.get(name, '')} |")
     machine = {"cores": cores, "cpu": platform.processor() or platform.machine(), "python": platform.python_version()}
     versions = {n: importlib.metadata.version(n) for n in ("torch", "transformers", "peft", "xllamacpp")}
-    document = {"machine": machine, "versions": versions, "runs": list(runs), "median": median}
+    document = {
+        "machine": machine,
+        "versions": versions,
+        "settings": PACE | settings,
+        "runs": list(runs),
+        "median": median,
+    }
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     (results / "flywheel.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -1,8 +1,9 @@
 """What the Orchestrator's cognitive map says of each domain, and how far that moves a decision. Pure.
 
-A skill moves the estimate of the small models in log-odds, by SLOPE * (confidence - NEUTRAL), the more the more
-evidence there is: n / (n + HALF). A domain that the map has barely seen moves next to nothing; without a map nothing
-is moved.
+A skill moves the estimate of the small models in log-odds, by SLOPE * (confidence - NEUTRAL). A confidence above
+NEUTRAL is a lower bound that took its evidence to reach, and counts in full. One below may be low for want of evidence
+alone, so it counts the more the more there is: n / (n + HALF). A domain that the map has barely seen moves next to
+nothing; without a map nothing is moved.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ class KnownDomain:
     @property
     def shift(self) -> float:
         """By how much the log-odds of a small model's answer being good enough move."""
-        return _SLOPE * (self.confidence - _NEUTRAL) * self.n / (self.n + _HALF)
+        apart = self.confidence - _NEUTRAL
+        return _SLOPE * apart * (1.0 if apart > 0 else self.n / (self.n + _HALF))
 
     @property
     def weak(self) -> bool:

@@ -78,7 +78,10 @@ def test_what_is_said_of_a_domain_rests_on_enough_evidence(known: KnownDomain, w
     assert (known.weak, known.said) == (weak, said)
 
 
-def test_more_evidence_moves_further_in_the_direction_of_the_confidence() -> None:
+def test_more_evidence_of_weakness_moves_further_and_none_moves_nothing() -> None:
     assert KnownDomain(0.2, 80.0).shift < KnownDomain(0.2, 5.0).shift < 0
-    assert KnownDomain(0.9, 80.0).shift > KnownDomain(0.9, 5.0).shift > 0
     assert KnownDomain(0.2, 0.0).shift == 0
+
+
+def test_a_high_lower_bound_has_its_evidence_behind_it_and_counts_in_full() -> None:
+    assert KnownDomain(0.9, 12.0).shift == KnownDomain(0.9, 80.0).shift > KnownDomain(0.7, 80.0).shift > 0
