@@ -179,14 +179,16 @@ class Loop:
         )  # fmt: skip
 
     async def _follow_adapters(self) -> None:
-        """Asks each published adapter by its name until it answers, and notes how long that took."""
+        """Asks each published adapter by its name until it answers, and notes how long that took. One that answers to
+        no new batch has no such time."""
         async with httpx.AsyncClient(base_url=self.base_url, timeout=60) as client:
             while True:
                 told = await client.get("/api/learner", params={"role": ROLE})
                 learner = told.json() if told.status_code == 200 else {}
                 adapter = str(learner.get("adapter_id", ""))
-                if adapter and adapter not in self.published and await _answers(client, adapter):
-                    self.published[adapter] = time.time() - _unix(learner["batch_close_time"])
+                closed = str(learner.get("batch_close_time") or "")
+                if closed and adapter not in self.published and await _answers(client, adapter):
+                    self.published[adapter] = time.time() - _unix(closed)
                 await asyncio.sleep(0.5)
 
     def _learning(self, *, on: bool) -> None:
