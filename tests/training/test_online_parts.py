@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hivemind.servers.orchestrator.map_keeper import HELD_OUT_COUNT, HELD_OUT_NAMES
 from hivemind.servers.trainer.lesson import Lesson, Turn
 from hivemind.training.encoding import Encoded
 from hivemind.training.online.curriculum import Course, next_step, replay_share
-from hivemind.training.online.gate import GateLimits, HeldOut, Measured, is_better, refusal, score
+from hivemind.training.online.gate import GateLimits, HeldOut, Measured, figures, is_better, refusal, score
 from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
 from hivemind.training.online.model import Reading
 
@@ -209,6 +210,12 @@ def test_a_candidate_within_all_limits_passes() -> None:
     champion = measured({"a": [2.0] * 4, "b": [2.0] * 4})
 
     assert refusal(measured({"a": [0.5] * 4, "b": [2.03] * 4}, questions=1.01, text=0.9), champion, LIMITS) == ""
+
+
+def test_the_cognitive_map_finds_the_score_and_its_weight_under_the_names_that_the_gate_gives() -> None:
+    found = figures(measured({"t": [1.0, 1.0]}, exact=1), measured({"t": [2.0, 2.0]}), 1.0)
+
+    assert (found[HELD_OUT_NAMES[0]], found[HELD_OUT_COUNT]) == (0.5, 2.0)
 
 
 def test_more_exact_answers_are_better_and_a_loss_that_hardly_fell_is_not() -> None:
