@@ -135,7 +135,10 @@ def running_mesh(
     file = home / "hivemind.toml"
     file.write_text(config)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HIVEMIND_", "OPENAI_", "DEEPSEEK_", "REDIS_"))}
-    settings = {"HIVEMIND_HOME": str(home), "HIVEMIND_CONFIG": str(file), "HIVEMIND_PORT": "0"}
+    settings = {
+        "HIVEMIND_HOME": str(home), "HIVEMIND_CONFIG": str(file), "HIVEMIND_PORT": "0",
+        "HIVEMIND_LEARN": "false",  # else what one test teaches takes a core from those after it
+    }  # fmt: skip
     mesh = RunningMesh(home, {**clean, **settings, **(environment or {})})
     arguments = ["--replicas", replicas] if replicas else []
     started = mesh.command("up", "--detach", *arguments, check=False)
