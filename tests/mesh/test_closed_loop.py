@@ -34,4 +34,4 @@ def test_the_courier_comes_to_know_what_only_the_master_knew() -> None:
     assert promoted
     assert all(e["reason"].startswith("automatic: ") for e in promoted)
     assert loop.published
-    assert exam >= 0.5
+    assert exam > before  # a value is random: nobody guesses it
