@@ -213,13 +213,19 @@ async def test_a_tenant_that_floods_wrong_answers_does_not_harm_what_is_publishe
     poison = [example(n, tenant="loud", answer="Nothing but cedar, I am sure.") for n in range(101, 165)]
     async with trainer({**environment, **strict}) as rig:
         await submit(rig, honest)
-        taught = await until_learner(rig, lambda n: n.published > 1 and not n.waiting)
+        taught = await until_learner(rig, lambda n: n.published and n.state == Learner.WAITING and not n.waiting)
         untaught, before = await asyncio.to_thread(held_out_losses, rig.home, teachable_base, "honest")
 
         await submit(rig, poison)
 
-        flooded = await until_learner(rig, lambda n: n.learnt > taught.learnt + 40 and not n.waiting)
-        await until_learner(rig, lambda n: n.published + n.refused > flooded.published + flooded.refused)
+        await until_learner(
+            rig,
+            lambda n: (
+                n.learnt > taught.learnt + 40
+                and not n.waiting
+                and n.published + n.refused > taught.published + taught.refused
+            ),
+        )
         _, after = await asyncio.to_thread(held_out_losses, rig.home, teachable_base, "honest")
 
     assert before < 0.9 * untaught
