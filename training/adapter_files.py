@@ -46,7 +46,7 @@ def write_adapter(model: Any, tokenizer: Any, target: Path, meta: AdapterMeta) -
         _write_meta(aside, meta)
         sync_folder(aside)
         aside.rename(target)
-        _sync(target.parent)
+        sync_path(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -54,8 +54,8 @@ def write_adapter(model: Any, tokenizer: Any, target: Path, meta: AdapterMeta) -
 def sync_folder(folder: Path) -> None:
     """Brings the files of a folder, and their names, to the disk."""
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync_path(path)
+    sync_path(folder)
 
 
 def _settle_config(path: Path, base_model: str, scale: float) -> None:
@@ -82,7 +82,8 @@ def _write_meta(folder: Path, meta: AdapterMeta) -> None:
     (folder / META).write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -8,7 +8,7 @@ import grpc
 
 from hivemind.servers.common.channels import peer_metadata
 from hivemind.servers.common.errors import MeshError
-from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.common.status import asked, told_by_peer
 from hivemind.training.freshness import Publication, Replica
 from hivemind.training.handover import ACCEPTED, DUPLICATE, Example, Turn
 from hivemind.v1 import (
@@ -58,10 +58,9 @@ class PlatinumClient:
     async def acknowledge(self, sequence: int) -> None:
         """See handover.Platinum."""
         request = arbiter_pb2.AckPlatinumRequest(group=self._group, sequences=[sequence])
-        try:
-            await self._stub.AckPlatinum(request, timeout=RPC_TIMEOUT_S, metadata=peer_metadata(self._api_key))
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Arbiter") from error
+        await asked(
+            self._stub.AckPlatinum(request, timeout=RPC_TIMEOUT_S, metadata=peer_metadata(self._api_key)), "the Arbiter"
+        )
 
 
 class LearnerClient:
@@ -73,27 +72,25 @@ class LearnerClient:
     async def submit(self, example: Example) -> str:
         """See handover.Learner."""
         request = trainer.SubmitExamplesRequest(examples=[_to_learn(example)])
+        call = self._stub.SubmitExamples(request, timeout=RPC_TIMEOUT_S, metadata=peer_metadata(self._api_key))
         try:
-            answer = await self._stub.SubmitExamples(
-                request, timeout=RPC_TIMEOUT_S, metadata=peer_metadata(self._api_key)
-            )
-        except grpc.aio.AioRpcError as error:
-            told = told_by_peer(error, "the Trainer")
-            if told.reason in _WILL_NOT_DO:
-                return told.reason
-            raise told from error
+            answer = await asked(call, "the Trainer")
+        except MeshError as error:
+            if error.reason in _WILL_NOT_DO:
+                return error.reason
+            raise
         if answer.accepted:
             return ACCEPTED
         return next(iter(answer.refused), DUPLICATE)
 
     async def published(self) -> Publication | None:
         """What the learner published last; None: nothing. MeshError if it cannot say."""
-        try:
-            learner = await self._stub.GetLearner(
+        learner = await asked(
+            self._stub.GetLearner(
                 trainer.GetLearnerRequest(), timeout=RPC_TIMEOUT_S, metadata=peer_metadata(self._api_key)
-            )
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Trainer") from error
+            ),
+            "the Trainer",
+        )
         if learner.state == trainer.OnlineLearner.UNAVAILABLE and not learner.adapter_id:
             raise MeshError("PEER_UNAVAILABLE", f"there is no learner: {learner.note}")
         if not learner.adapter_id:

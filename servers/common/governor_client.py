@@ -8,7 +8,7 @@ import structlog
 
 from hivemind.servers.common.channels import follow, peer_metadata
 from hivemind.servers.common.spend import ReservationGrant, Settlement
-from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.common.status import asked
 from hivemind.v1 import common_pb2, governor_pb2, governor_pb2_grpc
 
 _log = structlog.get_logger()
@@ -57,10 +57,9 @@ class GovernorClient:
             holder=self._holder,
         )
         request.ttl.FromSeconds(RESERVATION_TTL_S)
-        try:
-            grant = await self._stub.ReserveBudget(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Governor") from error
+        grant = await asked(
+            self._stub.ReserveBudget(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Governor"
+        )
         ttl_s = grant.ttl.ToMilliseconds() / 1000
         return ReservationGrant(grant.reservation_id, grant.granted_micros, ttl_s, grant.unlimited)
 
@@ -82,10 +81,9 @@ class GovernorClient:
             request.reservations.add(
                 reservation_id=update.reservation_id, spent_micros=update.spent_micros, close=update.close
             )
-        try:
-            answer = await self._stub.SettleBudget(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Governor") from error
+        answer = await asked(
+            self._stub.SettleBudget(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Governor"
+        )
         return frozenset(answer.closed_reservations)
 
     async def watch(self) -> None:

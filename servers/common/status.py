@@ -1,7 +1,8 @@
 """Domain errors as google.rpc.Status with ErrorInfo, for gRPC and for the error messages of streams; and back."""
 
 import math
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -9,6 +10,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hivemind.servers.common.errors import DOMAIN, OUTSIDE, MeshError
+
+T = TypeVar("T")
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 HTTP_STATUS_KEY = "x-hivemind-http-status"
@@ -74,6 +77,14 @@ def told_by_peer(error: grpc.aio.AioRpcError, peer: str) -> MeshError:
         metadata = {k: v for k, v in info.metadata.items() if k != "request_id"}
         return MeshError(info.reason, error.details() or info.reason, metadata=metadata, retry_after_s=wait)
     return MeshError("PEER_UNAVAILABLE", f"{peer} does not answer ({error.code().name})", retry_after_s=1.0)
+
+
+async def asked(call: Awaitable[T], peer: str) -> T:
+    """The answer of a server of the mesh; MeshError as by told_by_peer."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise told_by_peer(error, peer) from error
 
 
 def _packed(message: Any) -> any_pb2.Any:

@@ -5,11 +5,12 @@ from typing import Final
 import grpc
 
 from hivemind.servers.common.channels import peer_metadata
-from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.common.status import asked
 from hivemind.servers.orchestrator.ports import Money
 from hivemind.v1 import common_pb2, governor_pb2, governor_pb2_grpc
 
 RPC_TIMEOUT_S: Final = 2.0
+_PEER: Final = "the Governor"
 
 
 class GovernorClient:
@@ -21,13 +22,12 @@ class GovernorClient:
     async def refinement(self) -> Money:
         """See ports.Governor. What is left is that of the tightest budget for refinement."""
         metadata = peer_metadata(self._api_key)
-        try:
-            config = await self._stub.GetConfig(
-                governor_pb2.GetConfigRequest(), timeout=RPC_TIMEOUT_S, metadata=metadata
-            )
-            spend = await self._stub.GetSpend(governor_pb2.GetSpendRequest(), timeout=RPC_TIMEOUT_S, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Governor") from error
+        config = await asked(
+            self._stub.GetConfig(governor_pb2.GetConfigRequest(), timeout=RPC_TIMEOUT_S, metadata=metadata), _PEER
+        )
+        spend = await asked(
+            self._stub.GetSpend(governor_pb2.GetSpendRequest(), timeout=RPC_TIMEOUT_S, metadata=metadata), _PEER
+        )
         left = [b.remaining_micros for b in spend.budgets if b.budget.purpose == common_pb2.REFINEMENT]
         enabled = config.enabled and (config.enable_oracle_refinement or config.force_gpt4o_arbiter)
         return Money(enabled, min(left, default=None))

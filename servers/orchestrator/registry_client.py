@@ -1,23 +1,22 @@
 """The AdapterRegistry as the loop sees it."""
 
-from collections.abc import Awaitable, Sequence
-from typing import Final, TypedDict, TypeVar
+from collections.abc import Sequence
+from typing import Final, TypedDict
 
 import grpc
 
 from hivemind.servers.common.channels import peer_metadata
-from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.common.status import asked
 from hivemind.servers.orchestrator.ports import AdapterInfo, Promotion, RoleState
 from hivemind.v1 import adapter_registry_pb2 as pb
 from hivemind.v1 import adapter_registry_pb2_grpc as rpc
 
 RPC_TIMEOUT_S: Final = 5.0
+_PEER: Final = "the AdapterRegistry"
 _NEWEST: Final = 20
 _EVENTS: Final = 100
 _SPLIT_BROKEN: Final = 1000.0
 """From this e-value on the registry does not believe that traffic is split as it should be (docs/adapters.md)."""
-
-T = TypeVar("T")
 
 
 class _Options(TypedDict):
@@ -33,17 +32,19 @@ class RegistryClient:
 
     async def roles(self) -> Sequence[RoleState]:
         """See ports.Registry."""
-        state = await _told(self._stub.GetState(pb.GetStateRequest(), **self._options()))
+        state = await asked(self._stub.GetState(pb.GetStateRequest(), **self._options()), _PEER)
         return [_role(r) for r in state.roles]
 
     async def adapter(self, adapter_id: str) -> AdapterInfo:
         """See ports.Registry."""
-        return _adapter(await _told(self._stub.GetAdapter(pb.GetAdapterRequest(id=adapter_id), **self._options())))
+        return _adapter(
+            await asked(self._stub.GetAdapter(pb.GetAdapterRequest(id=adapter_id), **self._options()), _PEER)
+        )
 
     async def newest(self, role: str) -> Sequence[AdapterInfo]:
         """See ports.Registry."""
         request = pb.ListAdaptersRequest(role=role, page_size=_NEWEST)
-        answer = await _told(self._stub.ListAdapters(request, **self._options()))
+        answer = await asked(self._stub.ListAdapters(request, **self._options()), _PEER)
         return [_adapter(a) for a in answer.adapters]
 
     async def promotions(self, role: str) -> Sequence[float]:
@@ -59,7 +60,7 @@ class RegistryClient:
     async def preview(self, role: str, adapter_id: str) -> Promotion:
         """See ports.Registry."""
         request = pb.PreviewPromotionRequest(role=role, adapter_id=adapter_id)
-        found = await _told(self._stub.PreviewPromotion(request, **self._options()))
+        found = await asked(self._stub.PreviewPromotion(request, **self._options()), _PEER)
         verdict = pb.PreviewPromotionResponse.Verdict.Name(found.verdict)
         evidence = found.evidence
         return Promotion(
@@ -74,7 +75,7 @@ class RegistryClient:
             role=state.role, adapter_id=adapter_id, shadow=True, etag=state.etag, fencing_token=token,
             idempotency_key=f"shadow-{token}-{adapter_id}",
         )  # fmt: skip
-        await _told(self._stub.SetTraffic(request, **self._options()))
+        await asked(self._stub.SetTraffic(request, **self._options()), _PEER)
 
     async def give(self, state: RoleState, adapter_id: str, share: float, *, token: int) -> None:
         """See ports.Registry."""
@@ -82,7 +83,7 @@ class RegistryClient:
             role=state.role, adapter_id=adapter_id, traffic=share, etag=state.etag, fencing_token=token,
             idempotency_key=f"ramp-{token}-{adapter_id}-{state.etag}",
         )  # fmt: skip
-        await _told(self._stub.SetTraffic(request, **self._options()))
+        await asked(self._stub.SetTraffic(request, **self._options()), _PEER)
 
     async def promote(self, role: str, promotion: Promotion, *, token: int) -> None:
         """See ports.Registry."""
@@ -91,21 +92,14 @@ class RegistryClient:
             expected_champion=promotion.expected_champion, fencing_token=token,
             reason=f"automatic: {promotion.reason}", idempotency_key=f"promote-{token}-{promotion.preview_hash}",
         )  # fmt: skip
-        await _told(self._stub.PromoteAdapter(request, **self._options()))
+        await asked(self._stub.PromoteAdapter(request, **self._options()), _PEER)
 
     async def _events(self, role: str) -> Sequence[pb.AdapterEvent]:
         request = pb.ListEventsRequest(role=role, page_size=_EVENTS)
-        return (await _told(self._stub.ListEvents(request, **self._options()))).events
+        return (await asked(self._stub.ListEvents(request, **self._options()), _PEER)).events
 
     def _options(self) -> _Options:
         return {"timeout": RPC_TIMEOUT_S, "metadata": peer_metadata(self._api_key)}
-
-
-async def _told(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise told_by_peer(error, "the AdapterRegistry") from error
 
 
 def _role(message: pb.RoleState) -> RoleState:

@@ -6,7 +6,7 @@ from typing import Final
 import grpc
 
 from hivemind.servers.common.channels import peer_metadata
-from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.common.status import asked
 from hivemind.servers.orchestrator.ports import Answered, Opinion
 from hivemind.v1 import router_pb2, router_pb2_grpc
 
@@ -24,19 +24,17 @@ class RouterClient:
     async def opinions(self, place: str) -> tuple[Sequence[Opinion], str]:
         """See ports.Router."""
         request = router_pb2.ListOpinionsRequest(page_size=LOOKED_AT, page_token=place)
-        try:
-            answer = await self._stub.ListOpinions(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Router") from error
+        answer = await asked(
+            self._stub.ListOpinions(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Router"
+        )
         return [_opinion(o) for o in answer.opinions], answer.next_page_token
 
     async def recent(self) -> Sequence[Answered]:
         """See ports.Router."""
         request = router_pb2.ListRequestsRequest(page_size=LOOKED_AT)
-        try:
-            answer = await self._stub.ListRequests(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Router") from error
+        answer = await asked(
+            self._stub.ListRequests(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Router"
+        )
         return [_answered(r) for r in answer.requests if r.outcome == "OK" and r.calls]
 
     async def nominate(self, domain: str, count: int, value: float, *, token: int, key: str) -> Sequence[str]:
@@ -44,10 +42,9 @@ class RouterClient:
         request = router_pb2.NominateRequestsRequest(
             domain=domain, count=count, value=value, fencing_token=token, idempotency_key=key
         )
-        try:
-            answer = await self._stub.NominateRequests(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Router") from error
+        answer = await asked(
+            self._stub.NominateRequests(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Router"
+        )
         return list(answer.request_ids)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:

@@ -6,7 +6,7 @@ from typing import Final
 import grpc
 
 from hivemind.servers.common.channels import peer_metadata
-from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.common.status import asked
 from hivemind.servers.common.translate import duration
 from hivemind.servers.orchestrator.ports import JobInfo, LearnerNews
 from hivemind.v1 import trainer_pb2 as pb
@@ -31,10 +31,9 @@ class TrainerClient:
     async def drain(self, token: int) -> LearnerNews:
         """See ports.Trainer."""
         request = pb.DrainLearnerRequest(fencing_token=token)
-        try:
-            found = await self._stub.DrainLearner(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Trainer") from error
+        found = await asked(
+            self._stub.DrainLearner(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Trainer"
+        )
         return LearnerNews(
             state=pb.OnlineLearner.State.Name(found.state), note=found.note, waiting=found.waiting,
             learnt=found.learnt, published=found.published, refused=found.refused, adapter_id=found.adapter_id,
@@ -43,10 +42,9 @@ class TrainerClient:
     async def jobs(self, role: str) -> Sequence[JobInfo]:
         """See ports.Trainer."""
         request = pb.ListJobsRequest(page_size=_LOOKED_AT)
-        try:
-            answer = await self._stub.ListJobs(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Trainer") from error
+        answer = await asked(
+            self._stub.ListJobs(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Trainer"
+        )
         return [_job(j) for j in answer.jobs if j.role == role]
 
     async def start(self, role: str, *, key: str, token: int) -> JobInfo:
@@ -56,10 +54,9 @@ class TrainerClient:
         )
         if self._max_duration_s:
             request.max_duration.CopyFrom(duration(self._max_duration_s))
-        try:
-            answer = await self._stub.StartTraining(request, timeout=START_TIMEOUT_S, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Trainer") from error
+        answer = await asked(
+            self._stub.StartTraining(request, timeout=START_TIMEOUT_S, metadata=self._metadata()), "the Trainer"
+        )
         return _job(answer.job)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,7 @@ import grpc
 
 from hivemind.servers.common.channels import peer_metadata
 from hivemind.servers.common.errors import MeshError
-from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.common.status import asked
 from hivemind.servers.router.conversation import Conversation, Turn, turns_of
 from hivemind.servers.router.nomination import Nomination
 from hivemind.servers.router.work import Refined, Work
@@ -28,10 +28,10 @@ class ArbiterClient:
     async def submit(self, candidates: Sequence[tuple[Nomination, Conversation]]) -> None:
         """See nominations.CandidateSink."""
         request = arbiter_pb2.SubmitCandidatesRequest(candidates=[_candidate(n, c) for n, c in candidates])
-        try:
-            await self._stub.SubmitCandidates(request, timeout=SUBMIT_TIMEOUT_S, metadata=peer_metadata(self._api_key))
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the Arbiter") from error
+        await asked(
+            self._stub.SubmitCandidates(request, timeout=SUBMIT_TIMEOUT_S, metadata=peer_metadata(self._api_key)),
+            "the Arbiter",
+        )
 
     async def refine(self, work: Work) -> None:
         """Has the answer refined, if the request asks for it; where that fails `degraded` says why."""
@@ -48,10 +48,10 @@ class ArbiterClient:
         try:
             if left_s <= 0:
                 raise MeshError("DEADLINE_PASSED", "no time was left for it")
-            answer = await self._stub.Refine(message, timeout=left_s, metadata=peer_metadata(self._api_key))
-        except (grpc.aio.AioRpcError, MeshError) as error:
-            told = error if isinstance(error, MeshError) else told_by_peer(error, "the Arbiter")
-            record.degraded.append(f"not refined: {told.message}")
+            call = self._stub.Refine(message, timeout=left_s, metadata=peer_metadata(self._api_key))
+            answer = await asked(call, "the Arbiter")
+        except MeshError as error:
+            record.degraded.append(f"not refined: {error.message}")
             return
         work.refined = Refined(answer.example.final_platinum_answer, answer.example.id)
 

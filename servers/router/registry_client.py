@@ -9,7 +9,7 @@ import structlog
 
 from hivemind.servers.common.assignment import Split
 from hivemind.servers.common.channels import follow, peer_metadata
-from hivemind.servers.common.status import told_by_peer
+from hivemind.servers.common.status import asked
 from hivemind.servers.router.adapters import AdapterBook, RoleAdapters
 from hivemind.servers.router.outbox import Letter
 from hivemind.servers.router.outcomes import Outcome
@@ -40,10 +40,10 @@ class RegistryClient:
         """Hands outcomes over, at least once: the registry counts each once. MeshError if it cannot take them."""
         outcomes = [_outcome(Outcome(**orjson.loads(letter.text))) for letter in letters]
         request = adapter_registry_pb2.RecordOutcomesRequest(outcomes=outcomes)
-        try:
-            await self._stub.RecordOutcomes(request, timeout=RPC_TIMEOUT_S, metadata=peer_metadata(self._api_key))
-        except grpc.aio.AioRpcError as error:
-            raise told_by_peer(error, "the AdapterRegistry") from error
+        await asked(
+            self._stub.RecordOutcomes(request, timeout=RPC_TIMEOUT_S, metadata=peer_metadata(self._api_key)),
+            "the AdapterRegistry",
+        )
 
 
 def _adapters(state: adapter_registry_pb2.RoleState) -> RoleAdapters:

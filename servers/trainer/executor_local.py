@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from hivemind.servers.trainer import launcher
 from hivemind.servers.trainer.jobs import EXIT_INTERRUPTED, Ended
+from hivemind.servers.trainer.json_file import read_object
 from hivemind.servers.trainer.launcher import EXIT_FILE, PROCESS_FILE, start_ticks
 from hivemind.servers.trainer.order import CPU, GPU, Lane
 from hivemind.servers.trainer.ports import Running
@@ -100,7 +101,7 @@ class LocalExecutor:
         return self.home / "runs" / job_id
 
     def _start(self, folder: Path) -> str:
-        known = _json(folder / PROCESS_FILE)
+        known = read_object(folder / PROCESS_FILE)
         if known is not None and _lives(known):
             return _handle(known)
         (folder / EXIT_FILE).unlink(missing_ok=True)
@@ -121,7 +122,7 @@ class LocalExecutor:
         if _lives(handle):
             began_s = handle["ticks"] / os.sysconf("SC_CLK_TCK")
             return Running(time.clock_gettime(time.CLOCK_BOOTTIME) - began_s, _sign_of_life(folder))
-        left = _json(folder / EXIT_FILE)
+        left = read_object(folder / EXIT_FILE)
         words = _last_line(folder / OUTPUT_FILE)
         if left is None or (left.get("pid"), left.get("ticks")) != (handle["pid"], handle["ticks"]):
             return Ended(None, last_words=words)
@@ -198,11 +199,3 @@ def _last_line(file: Path) -> str:
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")[:1000]
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None

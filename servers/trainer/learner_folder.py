@@ -1,17 +1,16 @@
 """The folder that the Trainer shares with a learner: `<home>/learner/<role>/`; training/online/publication.py says what
 lies in it."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import orjson
+from hivemind.servers.trainer.json_file import read_object, write_object
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an example was read by an adapter and by the one in office: 1 won, 0 lost, 0.5 a tie."""
+    """How an example was read by an adapter and by the one in office: 1 won, 0 lost, 0.5 a tie. `adapter_id` empty: by
+    the adapter of the publication that this goes with."""
 
     request_id: str
     adapter_id: str
@@ -52,14 +51,14 @@ class LearnerFolder:
 
     def say_champion(self, name: str, folder: str) -> None:
         """Tells the learner who is in office; both empty: the base model."""
-        if _read(self.path / "champion.json") != {"id": name, "path": folder}:
-            _write(self.path / "champion.json", {"id": name, "path": folder})
+        if read_object(self.path / "champion.json") != {"id": name, "path": folder}:
+            write_object(self.path / "champion.json", {"id": name, "path": folder})
 
     def publications(self) -> list[Publication]:
         """Those that wait for an answer, oldest first."""
         found = []
         for folder in sorted(self.path.glob("publications/[0-9]*")):
-            told = _read(folder / "publication.json")
+            told = read_object(folder / "publication.json")
             if told is not None and not (folder / "published.json").exists():
                 outcomes = tuple(Outcome(**o) for o in told.pop("outcomes"))
                 found.append(Publication(name=folder.name, outcomes=outcomes, **told))
@@ -72,13 +71,13 @@ class LearnerFolder:
     def answer(self, publication: Publication, adapter_id: str, time: float, error: str = "") -> None:
         """Tells the learner what became of a publication."""
         where = self.path / "publications" / publication.name / "published.json"
-        _write(where, {"adapter_id": adapter_id, "time": time, "error": error})
+        write_object(where, {"adapter_id": adapter_id, "time": time, "error": error})
 
     def evidence(self) -> list[tuple[Path, list[Outcome]]]:
         """The outcomes to record, oldest first, with the files to remove when that is done."""
         found = []
         for path in sorted(self.path.glob("evidence/[0-9]*.json")):
-            told = _read(path) or {"outcomes": []}
+            told = read_object(path) or {"outcomes": []}
             found.append((path, [Outcome(**o) for o in told["outcomes"]]))
         return found
 
@@ -86,18 +85,3 @@ class LearnerFolder:
 def _named(what: str, adapter_id: str) -> str:
     kind, _, name = what.partition(":")
     return f"{kind}:{adapter_id}:{name}"[:128]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(orjson.dumps(data))
-    aside.replace(path)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from hivemind.servers.trainer.learner_folder import Outcome
 from hivemind.servers.trainer.learner_keys import LearnerStatus
 from hivemind.training.adapter_files import AdapterMeta
 from hivemind.training.control_set import control_set
@@ -31,7 +32,7 @@ from hivemind.training.online.gate import (
 from hivemind.training.online.inbox import START, Inbox, Waiting, Wishes
 from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
 from hivemind.training.online.model import LossNotFinite, OnlineModel, Tempo, Weights, scaled
-from hivemind.training.online.publication import Champion, Outbox, Outcome
+from hivemind.training.online.publication import Champion, Outbox
 from hivemind.training.online.rounds import Round
 from hivemind.training.online.settings import OnlineSettings
 from hivemind.training.online.starting_point import rank_of

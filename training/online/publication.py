@@ -8,17 +8,17 @@ evidence/<number>.json                   outcomes to record; the Trainer removes
 champion.json                            by the Trainer: whom the learner starts from and is measured against
 """
 
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from hivemind.training.adapter_files import AdapterMeta, sync_folder, write_adapter
-from hivemind.training.online.state import sync_folder_names
+from hivemind.servers.trainer.json_file import read_object, write_object
+from hivemind.servers.trainer.learner_folder import Outcome
+from hivemind.training.adapter_files import AdapterMeta, sync_folder, sync_path, write_adapter
 
 ADAPTER: Final = "adapter"
 
@@ -40,17 +40,6 @@ class Answer:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How an example was read by an adapter and by the one in office: 1 won, 0 lost, 0.5 a tie. `adapter_id` empty: by
-    the adapter of the publication that this goes with."""
-
-    request_id: str
-    adapter_id: str
-    compared_with: str
-    score: float
-
-
 class Outbox:
     """The folder that learner and Trainer share."""
 
@@ -63,7 +52,7 @@ class Outbox:
 
     def champion(self) -> Champion | None:
         """Who is in office, as the Trainer said last; None where it has not yet."""
-        found = _read(self._folder / "champion.json")
+        found = read_object(self._folder / "champion.json")
         return None if found is None else Champion(str(found["id"]), str(found["path"]))
 
     def publish(
@@ -86,13 +75,13 @@ class Outbox:
             (aside / "publication.json").write_bytes(orjson.dumps(told))
             sync_folder(aside)
             aside.rename(target)
-            sync_folder_names(target.parent)
+            sync_path(target.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
     def answer(self, number: int) -> Answer | None:
         """What became of a publication; None where the Trainer has not answered yet."""
-        found = _read(self._folder / "publications" / f"{number:06d}" / "published.json")
+        found = read_object(self._folder / "publications" / f"{number:06d}" / "published.json")
         if found is None:
             return None
         return Answer(str(found["adapter_id"]), float(found["time"]), str(found.get("error", "")))
@@ -116,19 +105,4 @@ class Outbox:
             return
         folder = self._folder / "evidence"
         number = max((int(p.stem) for p in folder.glob("*.json")), default=0) + 1
-        write_whole(folder / f"{number:08d}.json", {"outcomes": outcomes})
-
-
-def write_whole(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes a small JSON file so that a reader sees all of it or none."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(orjson.dumps(data))
-    aside.replace(path)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        write_object(folder / f"{number:08d}.json", {"outcomes": outcomes})

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from hivemind.training.adapter_files import sync_folder
+from hivemind.training.adapter_files import sync_folder, sync_path
 
 RECORD: Final = "learner.json"
 WEIGHTS: Final = "weights.safetensors"
@@ -90,7 +90,7 @@ class StateFolder:
                 os.link(before / WEIGHTS, aside / WEIGHTS)
             sync_folder(aside)
             aside.rename(self._folder / f"{number:08d}")
-            sync_folder_names(self._folder)
+            sync_path(self._folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         for old in self._states()[:-1]:
@@ -101,12 +101,3 @@ class StateFolder:
 
     def _newest(self) -> Path | None:
         return next(reversed(self._states()), None)
-
-
-def sync_folder_names(folder: Path) -> None:
-    """Brings the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
