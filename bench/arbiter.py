@@ -38,7 +38,7 @@ from prometheus_client import CollectorRegistry
 
 from hivemind.servers.arbiter.bell import Bell
 from hivemind.servers.arbiter.disk import RealDisk
-from hivemind.servers.arbiter.example import NewExample, Provenance, Turn
+from hivemind.servers.arbiter.example import NewExample, Provenance
 from hivemind.servers.arbiter.folder import LedgerFolder
 from hivemind.servers.arbiter.ledger import Ledger
 from hivemind.servers.arbiter.platinum import build_platinum
@@ -53,6 +53,7 @@ from hivemind.servers.common.logs import configure_logs
 from hivemind.servers.common.metrics import RpcMetrics
 from hivemind.servers.common.redis_client import redis_client
 from hivemind.servers.common.redis_server import find_redis, redis_command
+from hivemind.servers.common.turn import Turn
 from hivemind.v1 import arbiter_pb2 as pb
 from hivemind.v1 import arbiter_pb2_grpc as rpc
 

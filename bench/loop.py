@@ -22,8 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hivemind.servers.arbiter.example import NewExample, Provenance, Turn
+from hivemind.servers.arbiter.example import NewExample, Provenance
 from hivemind.servers.arbiter.folder import LedgerFolder
+from hivemind.servers.common.turn import Turn
 
 HERE = Path(__file__).resolve().parent
 BATCH = 200

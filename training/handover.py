@@ -16,21 +16,13 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.turn import Turn
 
 _log = structlog.get_logger()
 
 ACCEPTED: Final = "accepted"
 DUPLICATE: Final = "duplicate"
 _REASONS_MAX: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation. `name` tells several of one role apart."""
-
-    role: str
-    content: str
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ import grpc
 from hivemind.servers.common.channels import peer_metadata
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.status import asked, told_by_peer
+from hivemind.servers.common.turn import Turn
 from hivemind.training.freshness import Publication, Replica
-from hivemind.training.handover import ACCEPTED, DUPLICATE, Example, Turn
+from hivemind.training.handover import ACCEPTED, DUPLICATE, Example
 from hivemind.v1 import (
     adapter_registry_pb2,
     adapter_registry_pb2_grpc,

@@ -8,8 +8,8 @@ from typing import Final
 
 import orjson
 
-from hivemind.servers.arbiter.example import Turn
 from hivemind.servers.common.redaction import redact_all
+from hivemind.servers.common.turn import Turn
 
 DEMONSTRATION: Final = "DEMONSTRATION"
 

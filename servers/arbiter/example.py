@@ -4,19 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from hivemind.servers.common.turn import Turn
+
 ROLE: Final = "arbiter_refined"
 """The role of every example that can be learnt from."""
 REFINERS: Final = ("ORACLE", "ARBITER", "HUMAN")
 ORIGINS: Final = ("traffic", "feedback", "api")
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

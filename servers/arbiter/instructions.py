@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from hivemind.servers.arbiter.example import Turn
+from hivemind.servers.common.turn import Turn
 
 _FOLDER: Final = Path(__file__).resolve().parent / "prompts"
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import orjson
 
-from hivemind.servers.arbiter.example import REFINERS, ROLE, Example, NewExample, Provenance, Turn
+from hivemind.servers.arbiter.example import REFINERS, ROLE, Example, NewExample, Provenance
+from hivemind.servers.common.turn import Turn
 
 SCHEMA: Final = 1
 GENESIS: Final = "0" * 64

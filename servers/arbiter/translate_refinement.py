@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from hivemind.servers.arbiter.candidate import DEMONSTRATION, Candidate, Draft
-from hivemind.servers.arbiter.example import Turn
 from hivemind.servers.common.context import DEFAULT_TENANT, current_call, is_id
 from hivemind.servers.common.errors import invalid_field
+from hivemind.servers.common.turn import Turn
 from hivemind.v1 import arbiter_pb2, common_pb2
 
 CANDIDATES_MAX: Final = 200

@@ -8,7 +8,8 @@ import grpc
 from hivemind.servers.common.channels import peer_metadata
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.status import asked
-from hivemind.servers.router.conversation import Conversation, Turn, turns_of
+from hivemind.servers.common.turn import Turn
+from hivemind.servers.router.conversation import Conversation, turns_of
 from hivemind.servers.router.nomination import Nomination
 from hivemind.servers.router.work import Refined, Work
 from hivemind.v1 import arbiter_pb2, arbiter_pb2_grpc, common_pb2

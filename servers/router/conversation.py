@@ -9,19 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from hivemind.servers.common.redaction import redact_all
+from hivemind.servers.common.turn import Turn
 from hivemind.servers.router.request import Request, text_of_content
 
 LARGEST: Final = 64 << 10
 """Bytes of a request above which its conversation is not kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn."""
-
-    role: str
-    content: str
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

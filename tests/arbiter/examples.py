@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from hivemind.servers.arbiter.example import NewExample, Provenance, Turn
+from hivemind.servers.arbiter.example import NewExample, Provenance
+from hivemind.servers.common.turn import Turn
 
 BASE = NewExample(
     messages=(Turn("system", "Answer briefly."), Turn("user", "What is the boiling point of water?")),

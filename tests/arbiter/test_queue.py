@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hivemind.servers.arbiter.candidate import Candidate, Draft, Lease, Submitted
-from hivemind.servers.arbiter.example import Turn
 from hivemind.servers.arbiter.queue_redis import Bounds, RedisQueue
 from hivemind.servers.common.redis_client import redis_client
+from hivemind.servers.common.turn import Turn
 from tests.support.redis_process import RedisProcess
 
 ACCEPTED, DUPLICATE, DROPPED = Submitted.ACCEPTED, Submitted.DUPLICATE, Submitted.DROPPED

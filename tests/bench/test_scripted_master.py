@@ -11,9 +11,9 @@ import pytest
 from bench.closed_loop import scripted_master
 from bench.facts import DOMAINS, Fact, held_out, invent, taught
 from bench.scripted_master import UNKNOWN, answer_to, completion
-from hivemind.servers.arbiter.example import Turn
 from hivemind.servers.arbiter.instructions import Quoted, conversation, fenced
 from hivemind.servers.arbiter.verdict import parse_comparison, parse_verdict
+from hivemind.servers.common.turn import Turn
 from hivemind.servers.router.gate.taxonomy import Taxonomy
 from hivemind.servers.router.judge import parse_verdict as parse_judgement
 from hivemind.servers.router.roles import instructed, prompt

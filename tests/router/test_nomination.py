@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from hivemind.servers.common.tokens import PromptSize
-from hivemind.servers.router.conversation import Conversation, Turn, can_be_kept, redacted
+from hivemind.servers.common.turn import Turn
+from hivemind.servers.router.conversation import Conversation, can_be_kept, redacted
 from hivemind.servers.router.json_splice import top_level
 from hivemind.servers.router.learning import Learning
 from hivemind.servers.router.nomination import Nominator, after_feedback

@@ -6,7 +6,8 @@ import pytest
 import redis.asyncio
 
 from hivemind.servers.common.errors import MeshError
-from hivemind.servers.router.conversation import Conversation, Turn
+from hivemind.servers.common.turn import Turn
+from hivemind.servers.router.conversation import Conversation
 from hivemind.servers.router.feedback import Feedback
 from hivemind.servers.router.feedback_store import RedisFeedbackStore
 from hivemind.servers.router.nomination import Nomination

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from hivemind.servers.arbiter.example import Turn
 from hivemind.servers.common.channels import peer_channel
 from hivemind.servers.common.tasks import end_tasks
+from hivemind.servers.common.turn import Turn
 from hivemind.servers.router.example_book import ExampleBook
 from hivemind.servers.router.example_index import flat_index
 from hivemind.servers.router.platinum_client import NO_LIBRARY, PlatinumClient

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from hivemind.servers.arbiter.example import Turn
 from hivemind.servers.arbiter.groups_redis import RedisGroups
 from hivemind.servers.common.channels import peer_channel
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.tasks import end_tasks
+from hivemind.servers.common.turn import Turn
 from hivemind.training.handover import BackOff, Handover, HandoverMetrics
 from hivemind.training.lorax_peers import LearnerClient, PlatinumClient
 from hivemind.v1 import arbiter_pb2 as pb

@@ -1,0 +1,12 @@
+"""A turn of a conversation, as Router, Arbiter and the lorax client hand it on."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn. `name` tells several of one role apart."""
+
+    role: str
+    content: str
+    name: str = ""
