@@ -1,4 +1,4 @@
-"""Looks at a store again and again, and outlives its absence."""
+"""Looks at a store or a peer again and again, and outlives its absence."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,8 @@ async def keep_looking(
 ) -> None:
     """Calls `look` for ever, `every_s` seconds apart, or when `sooner` is set.
 
-    A MeshError is a store that is away: the log tells of the first one only (`store_lost`), and looking goes on.
+    A MeshError is a store or a peer that is away: the log tells of the first one only (`store_lost`), and looking goes
+    on.
     """
     lost, due = False, sooner or asyncio.Event()
     while True:
@@ -26,7 +27,7 @@ async def keep_looking(
             lost = False
         except MeshError as error:
             if not lost:
-                _log.warning("store_lost", reason=error.reason)
+                _log.warning("store_lost", reason=error.reason, why=error.message)
             lost = True
         with suppress(TimeoutError):
             async with asyncio.timeout(every_s):

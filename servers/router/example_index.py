@@ -67,7 +67,7 @@ class ExampleIndex:
         self.forget([exemplar.platinum_id])
         held = self._tenants.get(exemplar.tenant)
         if held is None:
-            held = self._tenants[exemplar.tenant] = _TenantsExamples(self._flat(self._likeness.dimensions))
+            held = _TenantsExamples(self._flat(self._likeness.dimensions))
         for name in held.in_the_way(exemplar.question):
             self.forget([name])
         self._tenants[exemplar.tenant] = held

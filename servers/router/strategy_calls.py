@@ -167,10 +167,8 @@ class StrategyCaller:
         if self._is_cascade:
             body |= {k: v for k, v in orjson.loads(request.body.raw).items() if k not in _NOT_FOR_ROLES}
             body["logprobs"] = True
-            limit, size = (
-                request.max_tokens,
-                self._work.asked(model.alias).prompt,
-            )  # the prompt is the client's; the fields count for nothing
+            # the prompt is the client's, with what it is shown; the fields count for nothing
+            limit, size = request.max_tokens, (request if shown is None else shown.request).prompt
         else:
             limit, size = INNER_TOKENS if "response_format" in fields else inner_tokens(request), None
             body["max_tokens"] = limit

@@ -23,13 +23,13 @@ from hivemind.servers.trainer.jobs import EXIT_INTERRUPTED, Ended
 from hivemind.servers.trainer.json_file import read_object
 from hivemind.servers.trainer.launcher import EXIT_FILE, PROCESS_FILE, start_ticks
 from hivemind.servers.trainer.order import CPU, GPU, Lane
+from hivemind.servers.trainer.output import last_line
 from hivemind.servers.trainer.ports import Running
 
 LOG_FILE: Final = "log.jsonl"
 OUTPUT_FILE: Final = "job.log"
 HEARTBEAT_FILE: Final = "heartbeat"
 LOG_CHUNK: Final = 256 * 1024
-_TAIL: Final = 4096
 _ASK_GPU: Final = ("--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits")
 _ASK_GPU_S: Final = 10.0
 
@@ -123,7 +123,7 @@ class LocalExecutor:
             began_s = handle["ticks"] / os.sysconf("SC_CLK_TCK")
             return Running(time.clock_gettime(time.CLOCK_BOOTTIME) - began_s, _sign_of_life(folder))
         left = read_object(folder / EXIT_FILE)
-        words = _last_line(folder / OUTPUT_FILE)
+        words = last_line(folder / OUTPUT_FILE, most=1000)
         if left is None or (left.get("pid"), left.get("ticks")) != (handle["pid"], handle["ticks"]):
             return Ended(None, last_words=words)
         late = left.get("asked") and left["code"] < 0  # it was to end and took too long, which is no crash
@@ -189,13 +189,3 @@ def _read(file: Path, offset: int) -> bytes:
             return opened.read(LOG_CHUNK)
     except FileNotFoundError:
         return b""
-
-
-def _last_line(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - _TAIL))
-            lines = opened.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:1000]

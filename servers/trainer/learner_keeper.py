@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import structlog
 
 from hivemind.servers.common.errors import MeshError
+from hivemind.servers.common.looking import keep_looking
 from hivemind.servers.trainer.learner import Learners, Seen
 from hivemind.servers.trainer.learner_folder import LearnerFolder, Outcome, Publication
 from hivemind.servers.trainer.learner_process import LearnerProcess
@@ -81,14 +82,7 @@ class LearnerKeeper:
     async def run(self) -> None:
         """For ever; outlives an absent store and an absent registry."""
         try:
-            while True:
-                try:
-                    await self._look()
-                except MeshError as error:
-                    _log.info("learner_put_off", role=self._role, reason=error.reason, why=error.message)
-                except OSError as error:
-                    _log.warning("learner_folder_failed", role=self._role, why=str(error))
-                await asyncio.sleep(self._terms.poll_s)
+            await keep_looking(self._look_past_the_disk, every_s=self._terms.poll_s)
         finally:
             await asyncio.shield(self.end())
 
@@ -101,6 +95,12 @@ class LearnerKeeper:
                 await self._house.learners.let_go(self._role, self._owner)
         except (MeshError, TimeoutError) as error:
             _log.info("learner_lease_not_released", why=str(error), note="it runs out by itself")
+
+    async def _look_past_the_disk(self) -> None:
+        try:
+            await self._look()
+        except OSError as error:
+            _log.warning("learner_folder_failed", role=self._role, why=str(error))
 
     async def _look(self) -> None:
         if self._ending:

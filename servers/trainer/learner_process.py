@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from hivemind.servers.trainer.output import last_line
+
 OUTPUT_FILE: Final = "learner.log"
 _OUTPUT_MAX: Final = 1 << 20
-_TAIL: Final = 4096
 
 
 @dataclass(slots=True)
@@ -54,13 +55,7 @@ class LearnerProcess:
 
     def last_words(self) -> str:
         """The last line that it wrote."""
-        try:
-            with (self.folder / OUTPUT_FILE).open("rb") as file:
-                file.seek(max(0, (self.folder / OUTPUT_FILE).stat().st_size - _TAIL))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:500]
+        return last_line(self.folder / OUTPUT_FILE, most=500)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
