@@ -168,11 +168,31 @@ def register(home: Path, environment: Mapping[str, str]) -> str:
     if not isinstance(mesh, dict):
         return f"no mesh runs on {home}; {later}"
     body = {"role": ROLE, "path": str(data_folder("adapters", environment) / CHAMPION)}
+    api = MeshApi(str(mesh["host"]), int(mesh["port"]))
     try:
-        adapter = MeshApi(str(mesh["host"]), int(mesh["port"])).post("/api/adapters", body)
+        name = api.post("/api/adapters", body)["id"]
     except CommandError as error:
         return f"the running mesh did not register it: {error}; {later}"
-    return f"registered with the running mesh as {adapter['id']}"
+    told = f"registered with the running mesh as {name}"
+    try:
+        return f"{told}{_take_office(api, name)}"
+    except CommandError as error:
+        return f"{told}, which could not take office: {error}; {later}"
+
+
+def _take_office(api: MeshApi, name: str) -> str:
+    """Makes an adapter champion where nobody is, as the mesh does at its start; answers what became of that."""
+    preview = api.get(f"/api/adapters/preview/{ROLE}?adapter_id={name}")
+    champion = preview["expected_champion"]
+    if champion not in ("", name):
+        return f"; {champion} stays champion"
+    if not champion:
+        wish = {
+            "adapter_id": name, "preview_hash": preview["preview_hash"], "expected_champion": "", "override": True,
+            "reason": "the foundational adapter, by the bootstrap",
+        }  # fmt: skip
+        api.post(f"/api/adapters/promote/{ROLE}", wish)
+    return f", which serves {ROLE} now"
 
 
 def show_plan(console: Console, plan: Plan, target: Path) -> None:

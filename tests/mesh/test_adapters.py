@@ -1,6 +1,7 @@
 """The registry through the real Envoy: the first commands of an operator, verbatim, and the way of an adapter."""
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -9,8 +10,10 @@ import pytest
 
 from hivemind.servers.adapter_registry.base_model import read_gguf
 from hivemind.servers.common.courier import WHEEL_SHA256, wheel_file
-from tests.support.mesh import RunningMesh
+from hivemind.training.bootstrap import register
+from tests.support.mesh import RunningMesh, running_mesh
 from tests.support.peft import write_adapter
+from tests.support.waiting import until
 
 
 def test_the_seed_commands_answer(client: httpx.Client) -> None:
@@ -97,3 +100,29 @@ def test_a_version_is_exported_as_a_folder_and_as_one_file_for_llama_cpp(
     assert fields["adapter.type"].contents() == "lora"
     assert again.returncode == 1
     assert "is there already" in again.stderr
+
+
+def test_a_running_mesh_serves_what_the_bootstrap_hands_in_where_nobody_is_champion(tmp_path: Path) -> None:
+    base = read_gguf("courier", wheel_file(), sha256=WHEEL_SHA256)
+    with running_mesh(tmp_path / "home") as mesh:
+        target = mesh.home / "adapters" / "foundational" / "champion_v1"
+        write_adapter(target, base.shapes, seed=31)
+        first = register(mesh.home, mesh.environment)
+        with mesh.client() as client:
+            held = until(lambda: served_by(client) == "implementer-v000001", within_s=60, what="it serves the role")
+            events = client.get("/api/adapters/events").json()["events"]
+            shutil.rmtree(target)
+            write_adapter(target, base.shapes, seed=32)
+            second = register(mesh.home, mesh.environment)
+            state = client.get("/api/adapters/state").json()["roles"][0]
+
+    assert held
+    assert first == "registered with the running mesh as implementer-v000001, which serves implementer now"
+    assert [e["kind"] for e in events] == ["PROMOTED", "REGISTERED"]
+    assert second == "registered with the running mesh as implementer-v000002; implementer-v000001 stays champion"
+    assert state["champion"] == "implementer-v000001"
+
+
+def served_by(client: httpx.Client) -> str:
+    body = {"model": "courier", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
+    return str(client.post("/v1/chat/completions", json=body).json()["hivemind"]["adapter"])
