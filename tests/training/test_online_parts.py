@@ -2,7 +2,7 @@
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +15,11 @@ from hivemind.training.online.curriculum import Course, next_step, replay_share
 from hivemind.training.online.gate import GateLimits, HeldOut, Measured, figures, is_better, refusal, score
 from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
 from hivemind.training.online.model import Reading
+from hivemind.training.online.state import StateFolder
+from hivemind.training.stopping import StopSwitch
+
+if TYPE_CHECKING:
+    from hivemind.training.online.learner import OnlineLearner
 
 COURSE = Course(lessons=8, replay=0.25, surprise=0.05, passes=10, tenant_share=0.5)
 LIMITS = GateLimits(questions=0.02, text=0.02, tenant=0.02, kl=1.0, gain=0.05)
@@ -247,7 +252,6 @@ def test_scores_of_a_pair_add_up_to_one_whoever_goes_first(a: float, b: float, x
 
 def test_a_state_half_written_is_never_taken_for_one(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="the extra train is not installed")
-    from hivemind.training.online.state import StateFolder
 
     folder = StateFolder(tmp_path)
     folder.save({"n": 1}, {"w": torch.ones(2)})
@@ -268,27 +272,7 @@ def test_a_publication_handed_over_before_a_kill_is_gone_on_from_and_not_written
     tiny_base: Path, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch", reason="the extra train is not installed")
-    from hivemind.training.adapter_files import AdapterMeta
-    from hivemind.training.base_model import Base
-    from hivemind.training.online.inbox import Inbox
-    from hivemind.training.online.learner import Desk, OnlineLearner
-    from hivemind.training.online.model import OnlineModel
-    from hivemind.training.online.publication import Champion, Outbox
-    from hivemind.training.online.settings import OnlineSettings
-    from hivemind.training.online.state import StateFolder
-    from hivemind.training.online.tombstones import Tombstones
-    from hivemind.training.stopping import StopSwitch
-
-    model = OnlineModel(Base("courier", tiny_base, ""), "", rank=16, seed=0)
-    outbox = Outbox(tmp_path)
-    meta = AdapterMeta("implementer", "courier", "", "", 1, 2, "CC0-1.0", {}, {})
-    learnt = {n: torch.full_like(w, 0.1) for n, w in model.champion.items()}
-    with model.as_of(learnt):
-        outbox.publish(1, model.model, model.tokenizer, meta, run="r", closed=0.0, outcomes=())
-    away = Inbox("redis://127.0.0.1:1/0", "implementer", timeout_s=0.1)
-    desk = Desk(away, outbox, StateFolder(tmp_path / "state"), Tombstones(tmp_path / "none"), StopSwitch())
-
-    learner = OnlineLearner(model, desk, OnlineSettings(home=tmp_path), "implementer", Champion())
+    learner = learner_with_a_publication_that_was_not_saved(tiny_base, tmp_path, StopSwitch())
     learner.save()
 
     record, tensors = StateFolder(tmp_path / "state").load() or ({}, {})
@@ -296,3 +280,41 @@ def test_a_publication_handed_over_before_a_kill_is_gone_on_from_and_not_written
     published = {n: w for n, w in tensors.items() if n.startswith("published.")}
     assert published
     assert all(torch.allclose(w, torch.full_like(w, 0.1)) for w in published.values())
+
+
+def test_a_learner_told_to_end_within_a_check_saves_what_it_has(tiny_base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the extra train is not installed")
+
+    class ThrownWithinTheCheck(StopSwitch):
+        def check(self) -> None:
+            self.wanted = True
+            super().check()
+
+    learner_with_a_publication_that_was_not_saved(tiny_base, tmp_path, ThrownWithinTheCheck()).run()
+
+    record, tensors = StateFolder(tmp_path / "state").load() or ({}, {})
+    assert record["progress"]["number"] == 1
+    assert any(n.startswith("published.") for n in tensors)
+
+
+def learner_with_a_publication_that_was_not_saved(base: Path, folder: Path, stop: StopSwitch) -> "OnlineLearner":
+    import torch
+
+    from hivemind.training.adapter_files import AdapterMeta
+    from hivemind.training.base_model import Base
+    from hivemind.training.online.inbox import Inbox
+    from hivemind.training.online.learner import Desk, OnlineLearner
+    from hivemind.training.online.model import OnlineModel
+    from hivemind.training.online.publication import Champion, Outbox
+    from hivemind.training.online.settings import OnlineSettings
+    from hivemind.training.online.tombstones import Tombstones
+
+    model = OnlineModel(Base("courier", base, ""), "", rank=16, seed=0)
+    outbox = Outbox(folder)
+    meta = AdapterMeta("implementer", "courier", "", "", 1, 2, "CC0-1.0", {}, {})
+    learnt = {n: torch.full_like(w, 0.1) for n, w in model.champion.items()}
+    with model.as_of(learnt):
+        outbox.publish(1, model.model, model.tokenizer, meta, run="r", closed=0.0, outcomes=())
+    away = Inbox("redis://127.0.0.1:1/0", "implementer", timeout_s=0.1)
+    desk = Desk(away, outbox, StateFolder(folder / "state"), Tombstones(folder / "none"), stop)
+    return OnlineLearner(model, desk, OnlineSettings(home=folder), "implementer", Champion())

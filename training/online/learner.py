@@ -6,7 +6,7 @@ One thread, one loop: each turn takes over a batch that is full, and makes one o
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -38,7 +38,7 @@ from hivemind.training.online.settings import OnlineSettings
 from hivemind.training.online.starting_point import rank_of
 from hivemind.training.online.state import Progress, StateFolder
 from hivemind.training.online.tombstones import Tombstones
-from hivemind.training.stopping import StopSwitch
+from hivemind.training.stopping import Stopped, StopSwitch
 
 _IDLE_S: Final = 0.2
 _TELL_S: Final = 2.0
@@ -96,10 +96,11 @@ class OnlineLearner:
     def run(self) -> None:
         """Until the stop switch is thrown, or the champion is one that this model cannot become (then the Trainer
         starts another process)."""
-        self._examiner.champion(list(self._memory.held.values()))
-        self._wishes = replace(self._desk.inbox.wishes(Wishes()), paused=False)
-        while not self._desk.stop.wanted and self._turn():
-            pass
+        with suppress(Stopped):  # a check is given up in its middle; what was learnt before it stays
+            self._examiner.champion(list(self._memory.held.values()))
+            self._wishes = replace(self._desk.inbox.wishes(Wishes()), paused=False)
+            while not self._desk.stop.wanted and self._turn():
+                pass
         self.save()
         self._desk.inbox.leave()
 
