@@ -227,10 +227,7 @@ class EdgeConnection(asyncio.Protocol):
         self._take(body, keep=self._parser.should_keep_alive())
 
     def _begin(self) -> None:
-        self._url = b""
-        self._headers: dict[str, str] = {}
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self._url, self._headers, self._pieces, self._size = b"", {}, [], 0
 
     def _take(self, body: bytes | None, *, keep: bool) -> None:
         parser = self._parser
