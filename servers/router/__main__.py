@@ -137,8 +137,10 @@ def build(settings: RouterSettings) -> Mesh:
     )
     readiness = _Readiness()
     policy = CallPolicy(key, settings.deadline_s, settings.max_in_flight)
-    edge = OpenAIEdge(completions, arbiter, policy=policy, metrics=metrics, ready=readiness, clock=clock)
-    server = EdgeServer(edge.serve, host=settings.host, port=settings.http_port, max_body=settings.max_body)
+    edge = OpenAIEdge(
+        completions, arbiter, policy=policy, max_body=settings.max_body, metrics=metrics, ready=readiness, clock=clock
+    )
+    server = EdgeServer(edge, host=settings.host, port=settings.http_port)
     watch = CatalogueWatch(settings.config, poll_s=settings.catalogue_poll_s, on_change=fleet.replace)
     opinions = RedisOpinionStore(redis)
     sampling = RedisSamplingStore(

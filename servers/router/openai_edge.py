@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP surface over the same core as the gRPC service.
+"""The OpenAI-compatible HTTP surface: an ASGI app over the same core as the gRPC service.
 
 It hands bytes on in both directions. A request changes only as Body.template says; an answer gets the `hivemind`
 object, a stream one more chunk before `[DONE]`.
@@ -6,7 +6,7 @@ object, a stream one more chunk before `[DONE]`.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -26,7 +26,6 @@ from hivemind.servers.common.interceptors import CallPolicy, check_key, overload
 from hivemind.servers.router.answers import about, error_event, headers, openai_error, whole_headers
 from hivemind.servers.router.arbiter_client import ArbiterClient
 from hivemind.servers.router.completion import Completions
-from hivemind.servers.router.edge_http import HttpReply, HttpRequest
 from hivemind.servers.router.json_splice import append_member
 from hivemind.servers.router.metrics import RouterMetrics
 from hivemind.servers.router.model_answers import too_long
@@ -39,7 +38,12 @@ from hivemind.servers.router.work import Answer, UpstreamRefused, Work
 
 _log = structlog.get_logger()
 
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 ReadinessProbe = Callable[[], tuple[bool, str]]
+DisconnectWatch = Callable[[Callable[[], None] | None], None]
+DISCONNECT: Final = "hivemind.disconnect"
+"""The extension of the ASGI scope by which the server tells that the client has left: it takes a callback, or None."""
 
 _JSON: Final = (b"content-type", b"application/json")
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -48,7 +52,7 @@ _DONE: Final = b"data: [DONE]\n\n"
 
 
 class OpenAIEdge:
-    """What EdgeServer serves. `clock` is monotonic, in seconds. Make it inside the running loop."""
+    """The ASGI app. `clock` is monotonic, in seconds. Make it inside the running loop."""
 
     def __init__(
         self,
@@ -56,43 +60,47 @@ class OpenAIEdge:
         arbiter: ArbiterClient,
         *,
         policy: CallPolicy,
+        max_body: int,
         metrics: RouterMetrics,
         ready: ReadinessProbe,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._arbiter = arbiter
-        self._completions, self._policy = completions, policy
+        self._completions, self._policy, self._max_body = completions, policy, max_body
         self._metrics, self._ready, self._clock = metrics, ready, clock
         self._in_flight, self._loop = 0, asyncio.get_running_loop()
 
-    async def serve(self, asked: HttpRequest, reply: HttpReply) -> None:
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """One HTTP request."""
-        path = asked.path
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
         if path == "/readyz":
             ready, detail = self._ready()
-            _answer_json(reply, 200 if ready else 503, {"ready": ready, "detail": detail})
+            await _send_json(send, 200 if ready else 503, {"ready": ready, "detail": detail})
             return
-        call = _call_context(asked.headers)
+        lines = _headers(scope)
+        call = _call_context(lines)
         current_call.set(call)
         try:
             if self._policy.api_key is not None:
-                check_key(asked.headers, self._policy.api_key)
-            if path == "/v1/chat/completions" and asked.method == "POST":
-                await self._chat(call, asked, reply)
-            elif path == "/v1/models" and asked.method == "GET":
-                _answer_json(reply, 200, self._models(), call.request_id)
+                check_key(lines, self._policy.api_key)
+            if path == "/v1/chat/completions" and scope["method"] == "POST":
+                await self._chat(call, receive, send, scope["extensions"][DISCONNECT])
+            elif path == "/v1/models" and scope["method"] == "GET":
+                await _send_json(send, 200, self._models(), call.request_id)
             else:
-                raise MeshError("UNKNOWN_METHOD", f"{asked.method} {path} does not exist here")
+                raise MeshError("UNKNOWN_METHOD", f"{scope['method']} {path} does not exist here")
         except MeshError as error:
-            _answer_error(reply, error, call.request_id)
+            await _send_error(send, error, call.request_id)
         except UpstreamRefused as refused:
-            _answer_refusal(reply, refused, call.request_id)
+            await _send_refusal(send, refused, call.request_id)
         except Exception:
             _log.exception("unexpected_error", path=path)
             unexpected = MeshError("INTERNAL_ERROR", "an unexpected error; the request id finds it in the server's log")
-            _answer_error(reply, unexpected, call.request_id)
+            await _send_error(send, unexpected, call.request_id)
 
-    async def _chat(self, call: CallContext, asked: HttpRequest, reply: HttpReply) -> None:
+    async def _chat(self, call: CallContext, receive: Receive, send: Send, watch: DisconnectWatch) -> None:
         if self._in_flight >= self._policy.max_in_flight:
             self._metrics.shed.inc()
             raise overloaded()
@@ -100,39 +108,38 @@ class OpenAIEdge:
         self._metrics.in_flight.set(self._in_flight)
         try:
             arrived, created = self._clock(), time.time()
-            if asked.body is None:
-                raise MeshError("REQUEST_TOO_LARGE", "the body is larger than this server takes")
-            chat = read_chat_request(asked.body)
+            chat = read_chat_request(await self._read_body(receive))
             request = self._request(call, chat, arrived, created)
-            with _ClientWatch(reply, self._loop) as client:
+            with _ClientWatch(watch, self._loop) as client:
                 if chat.stream:
-                    await self._stream(request, reply, client, withhold_usage=chat.withhold_usage)
+                    await self._stream(request, send, client, withhold_usage=chat.withhold_usage)
                 else:
-                    await self._plain(request, reply, client)
+                    await self._plain(request, send, client)
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.set(self._in_flight)
 
-    async def _plain(self, request: Request, reply: HttpReply, client: "_ClientWatch") -> None:
+    async def _plain(self, request: Request, send: Send, client: "_ClientWatch") -> None:
         answer = await self._completions.plain(request)
         await self._arbiter.refine(answer.work)
         record = answer.work.record
         model = text_of(answer.parsed.get("model"))
         body = append_member(answer.raw, "hivemind", orjson.dumps(about(answer.work, model)))
+        lines = [_JSON, (b"content-length", b"%d" % len(body)), *whole_headers(record, model)]
         client.disarm()
-        reply.whole(200, [_JSON, *whole_headers(record, model)], body)
+        await send({"type": "http.response.start", "status": 200, "headers": lines})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _stream(
-        self, request: Request, reply: HttpReply, client: "_ClientWatch", *, withhold_usage: bool
-    ) -> None:
+    async def _stream(self, request: Request, send: Send, client: "_ClientWatch", *, withhold_usage: bool) -> None:
         stream = await self._completions.stream(request)
         if isinstance(stream, StrategyStream):
-            await self._relay_strategy(stream, reply, client, withhold_usage=withhold_usage)
+            await self._relay_strategy(stream, send, client, withhold_usage=withhold_usage)
             return
         outcome = "CANCELLED"
         try:
-            reply.start(200, [_EVENTS, _NO_CACHE, *headers(stream.work.record)])
-            await _relay(stream, reply, withhold_usage=withhold_usage)
+            lines = [_EVENTS, _NO_CACHE, *headers(stream.work.record)]
+            await send({"type": "http.response.start", "status": 200, "headers": lines})
+            await _relay(stream, send, withhold_usage=withhold_usage)
             outcome = "OK"
             self._completions.finish_stream(stream, outcome)  # the last chunk tells the sums
             await self._arbiter.refine(stream.work)
@@ -145,27 +152,28 @@ class OpenAIEdge:
         finally:
             if outcome == "CANCELLED":
                 await stream.close(outcome)
-        reply.end(last)
+        await send({"type": "http.response.body", "body": last})
         await stream.close(outcome)
 
     async def _relay_strategy(
-        self, stream: StrategyStream, reply: HttpReply, client: "_ClientWatch", *, withhold_usage: bool
+        self, stream: StrategyStream, send: Send, client: "_ClientWatch", *, withhold_usage: bool
     ) -> None:
         """Comments while a strategy works, then its answer as chunks. An error after the first byte is told in band."""
         record, spoken = stream.work.record, False
-        reply.start(200, [_EVENTS, _NO_CACHE, *headers(record)])
+        await send({"type": "http.response.start", "status": 200, "headers": [_EVENTS, _NO_CACHE, *headers(record)]})
         last = b""
         try:
             async with aclosing(stream.events()) as events:
                 async for event in events:
                     if isinstance(event, Progress):
                         note = " ".join(f"{event.role}: {event.note}".split())
-                        await reply.write(f": {note}\n\n".encode())
+                        await send({"type": "http.response.body", "body": f": {note}\n\n".encode(), "more_body": True})
                     elif isinstance(event, Delta):
-                        await reply.write(_spoken(stream.work, event, first=not spoken))
+                        body = _spoken(stream.work, event, first=not spoken)
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
                         spoken = True
                     elif event is None:
-                        await reply.write(b": keep-alive\n\n")
+                        await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
                     else:
                         await self._arbiter.refine(event.work)
                         rest = _last_chunks(event, usage=not withhold_usage)
@@ -173,7 +181,7 @@ class OpenAIEdge:
         except MeshError as error:
             last = error_event(error, record.request_id)
         client.disarm()
-        reply.end(last)
+        await send({"type": "http.response.body", "body": last})
 
     def _request(self, call: CallContext, chat: ChatRequest, arrived: float, created: float) -> Request:
         tenant = call.tenant or chat.tenant or DEFAULT_TENANT
@@ -206,6 +214,20 @@ class OpenAIEdge:
             refine=chat.refine,
         )
 
+    async def _read_body(self, receive: Receive) -> bytes:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            return body
+        pieces, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self._max_body:
+                raise MeshError("REQUEST_TOO_LARGE", f"the body is larger than {self._max_body} bytes")
+        return b"".join(pieces)
+
     def _models(self) -> dict[str, Any]:
         fleet = self._completions.fleet
         names = ["auto", *fleet.catalogue.models]
@@ -218,14 +240,14 @@ class OpenAIEdge:
 class _ClientWatch:
     """Cancels the task at hand when the client leaves, which cancels the call to the model server."""
 
-    __slots__ = ("_left", "_reply", "_task")
+    __slots__ = ("_left", "_task", "_watch")
 
-    def __init__(self, reply: HttpReply, loop: asyncio.AbstractEventLoop) -> None:
-        self._reply, self._left = reply, False
+    def __init__(self, watch: DisconnectWatch, loop: asyncio.AbstractEventLoop) -> None:
+        self._watch, self._left = watch, False
         self._task = asyncio.current_task(loop)
 
     def __enter__(self) -> "_ClientWatch":
-        self._reply.watch(self._on_lost)
+        self._watch(self._on_lost)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
@@ -237,7 +259,7 @@ class _ClientWatch:
 
     def disarm(self) -> None:
         """The answer is ready: from here on the end of the connection is nothing special."""
-        self._reply.watch(None)
+        self._watch(None)
 
     def _on_lost(self) -> None:
         if self._task is not None:
@@ -245,7 +267,7 @@ class _ClientWatch:
             self._task.cancel()
 
 
-async def _relay(stream: OpenStream, reply: HttpReply, *, withhold_usage: bool) -> None:
+async def _relay(stream: OpenStream, send: Send, *, withhold_usage: bool) -> None:
     """Hands the events on, one write for all that came together."""
     async for batch in stream.batches():
         if len(batch) == 1 and not (withhold_usage and batch[0][1] and is_usage_only(batch[0][1])):
@@ -253,7 +275,7 @@ async def _relay(stream: OpenStream, reply: HttpReply, *, withhold_usage: bool) 
         else:
             body = b"".join(e for e, parsed in batch if not (withhold_usage and parsed and is_usage_only(parsed)))
         if body:
-            await reply.write(body)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 def _whole(answer: Answer) -> Delta:
@@ -304,30 +326,28 @@ def _last_chunk(stream: OpenStream) -> bytes:
     return _event(chunk)
 
 
-def _answer_json(
-    reply: HttpReply, status: int, body: Any, request_id: str = "", retry_after: float | None = None
+async def _send_json(
+    send: Send, status: int, body: Any, request_id: str = "", retry_after: float | None = None
 ) -> None:
-    _answer_bytes(reply, status, orjson.dumps(body), request_id, retry_after)
+    await _send_bytes(send, status, orjson.dumps(body), request_id, retry_after)
 
 
-def _answer_bytes(
-    reply: HttpReply, status: int, body: bytes, request_id: str, retry_after: float | None = None
-) -> None:
-    if reply.started:
-        return  # too late to tell: the connection ends without the end of the answer
-    lines = [_JSON]
+async def _send_bytes(send: Send, status: int, body: bytes, request_id: str, retry_after: float | None = None) -> None:
+    lines = [_JSON, (b"content-length", b"%d" % len(body))]
     if request_id:
         lines.append((b"x-request-id", request_id.encode()))
     if retry_after is not None:
         lines.append((b"retry-after", b"%d" % max(1, round(retry_after))))
-    reply.whole(status, lines, body)
+    await send({"type": "http.response.start", "status": status, "headers": lines})
+    await send({"type": "http.response.body", "body": body})
 
 
-def _answer_error(reply: HttpReply, error: MeshError, request_id: str) -> None:
-    _answer_json(reply, error.outside.http, openai_error(error, request_id), request_id, error.retry_after_s)
+async def _send_error(send: Send, error: MeshError, request_id: str) -> None:
+    body = openai_error(error, request_id)
+    await _send_json(send, error.outside.http, body, request_id, error.retry_after_s)
 
 
-def _answer_refusal(reply: HttpReply, refused: UpstreamRefused, request_id: str) -> None:
+async def _send_refusal(send: Send, refused: UpstreamRefused, request_id: str) -> None:
     """The model server's own words about the request; they are OpenAI's shape if it keeps to it."""
     try:
         body = orjson.loads(refused.body)
@@ -338,12 +358,17 @@ def _answer_refusal(reply: HttpReply, refused: UpstreamRefused, request_id: str)
         error = MeshError(
             "CONTEXT_LENGTH_EXCEEDED", f"messages: {error_text(body)}", (Violation("messages", "too long"),)
         )
-        _answer_json(reply, 400, openai_error(error, request_id), request_id)
-    elif shaped:
-        _answer_bytes(reply, refused.status, refused.body, request_id)
-    else:
-        error = MeshError("INVALID_FIELD", f"the model server refused the request with status {refused.status}")
-        _answer_json(reply, refused.status, openai_error(error, request_id), request_id)
+        await _send_json(send, 400, openai_error(error, request_id), request_id)
+        return
+    if shaped:
+        await _send_bytes(send, refused.status, refused.body, request_id)
+        return
+    error = MeshError("INVALID_FIELD", f"the model server refused the request with status {refused.status}")
+    await _send_json(send, refused.status, openai_error(error, request_id), request_id)
+
+
+def _headers(scope: Mapping[str, Any]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
 def _call_context(lines: Mapping[str, str]) -> CallContext:
