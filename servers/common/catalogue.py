@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -59,6 +60,12 @@ class Timeouts:
     total_s: float = 300.0
 
 
+@lru_cache(maxsize=1024)
+def _host(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    return parts.hostname + (f":{parts.port}" if parts.port else "") if parts.hostname else base_url
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One OpenAI-compatible server: where it is, what the model is called there, and the key (None: none is sent)."""
@@ -71,8 +78,7 @@ class Endpoint:
     @property
     def host(self) -> str:
         """Host and port, without credentials."""
-        parts = urlsplit(self.base_url)
-        return parts.hostname + (f":{parts.port}" if parts.port else "") if parts.hostname else self.base_url
+        return _host(self.base_url)
 
     def __repr__(self) -> str:  # a key never stands in a log
         return f"Endpoint({self.number}, {self.base_url!r}, {self.model!r})"
