@@ -16,6 +16,7 @@ import statistics
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=12.0, help="of learning at most, a run")
     parser.add_argument("--rate", type=int, default=40, help="requests a second while latencies are measured")
+    parser.add_argument(
+        "--poison", type=float, default=0.0, help="wrong examples for each request, by a tenant that is up to no good"
+    )
     parser.add_argument("--seconds", type=int, default=20, help="of each measurement of latencies")
     parser.add_argument("--set", action="append", default=[], metavar="HIVEMIND_NAME=VALUE", help="of the mesh")
     options = parser.parse_args(arguments)
@@ -55,17 +59,18 @@ def main(arguments: list[str]) -> None:
         seed = random.randrange(1 << 31)
         print(f"run {number + 1} of {options.repeat}, seed {seed}", file=sys.stderr, flush=True)
         plan = Plan(invent(random.Random(seed), {TOWNS.name: FACTS}), seed, learning_s=60 * options.minutes)
-        runs.append(measure(plan, settings, rate=options.rate, seconds=options.seconds))
+        runs.append(measure(plan, settings, rate=options.rate, seconds=options.seconds, poison=options.poison))
         print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     report(runs, settings)
 
 
-def measure(plan: Plan, settings: Mapping[str, str], *, rate: int, seconds: int) -> dict[str, Any]:
+def measure(plan: Plan, settings: Mapping[str, str], *, rate: int, seconds: int, poison: float = 0.0) -> dict[str, Any]:
     """One run."""
     began, load = time.monotonic(), os.getloadavg()[0]
     with closed_loop(plan, settings) as loop:
         before, off = loop.exam(), loop.without_learning()
-        on = loop.learn(show)
+        with poisoned(loop.mesh, plan, rate=poison * plan.rate) as wrong:
+            on = loop.learn(show)
         learner, refinement_usd = loop.learner(), loop.refinement_usd()
         loop.stop_master()
         after = loop.exam()
@@ -83,9 +88,40 @@ def measure(plan: Plan, settings: Mapping[str, str], *, rate: int, seconds: int)
         "usd_per_1000_off": off.usd_per_1000, "usd_per_1000_on": on.usd_per_1000,
         "cost_ratio": ratio(on.usd_per_1000, off.usd_per_1000), "accuracy_on": on.accuracy,
         "accuracy_off": off.accuracy, "courier_share_on": on.courier_share, "refinement_usd": refinement_usd,
-        "learn_cpu_s": float(learner["cpu_seconds"]), "examples": int(learner["learnt"]), **latencies,
+        "learn_cpu_s": float(learner["cpu_seconds"]), "examples": int(learner["learnt"]), "learner": learner,
+        "poison": dict(wrong), **latencies,
         "moments": [_moment(m) for m in loop.moments],
     }  # fmt: skip
+
+
+@contextmanager
+def poisoned(mesh: Mesh, plan: Plan, *, rate: float) -> Iterator[Counter[str]]:
+    """A tenant teaches wrong answers to the questions of the traffic, so many a second; what became of them."""
+    rng, told, ended = random.Random(plan.seed + 3), Counter[str](), threading.Event()
+
+    def teach() -> None:
+        while not ended.wait(1.0):
+            facts = rng.choices(plan.facts, k=max(1, round(rate)))
+            examples = [
+                {"messages": [{"role": "user", "content": rng.choice(taught(f))}],
+                 "answer": rng.choice([other.answer.replace(other.subject, f.subject) for other in plan.facts
+                                       if other.value != f.value]),
+                 "tenant": "evil", "domain": f.domain}
+                for f in facts
+            ]  # fmt: skip
+            answer = mesh.post("/api/train/examples", {"examples": examples})
+            told.update({"sent": len(examples), "taken": int(answer["accepted"])})
+            told.update({reason: int(count) for reason, count in answer["refused"].items()})
+
+    thread = threading.Thread(target=teach)
+    if rate:
+        thread.start()
+    try:
+        yield told
+    finally:
+        ended.set()
+        if rate:
+            thread.join()
 
 
 def show(moment: Moment) -> None:

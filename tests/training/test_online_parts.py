@@ -1,6 +1,7 @@
 """The parts of the online learner that need no process: packing, curriculum, memory, gate, state, tombstones."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,8 @@ from hivemind.servers.orchestrator.map_keeper import HELD_OUT_COUNT, HELD_OUT_NA
 from hivemind.servers.trainer.lesson import Lesson, Turn
 from hivemind.training.encoding import Encoded
 from hivemind.training.online.curriculum import Course, next_step, replay_share
-from hivemind.training.online.gate import GateLimits, HeldOut, Measured, figures, is_better, refusal, score
-from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
+from hivemind.training.online.gate import GateLimits, HeldOut, Measured, figures, is_better, is_mastered, refusal, score
+from hivemind.training.online.memory import Bounds, Item, Memory, foreseen, is_held_out
 from hivemind.training.online.model import Reading
 from hivemind.training.online.state import StateFolder
 from hivemind.training.stopping import StopSwitch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from hivemind.training.online.learner import OnlineLearner
 
 COURSE = Course(lessons=8, replay=0.25, surprise=0.05, passes=10, tenant_share=0.5)
-LIMITS = GateLimits(questions=0.02, text=0.02, tenant=0.02, kl=1.0, gain=0.05)
+LIMITS = GateLimits(questions=0.02, text=0.02, tenant=0.02, kl=1.0, gain=0.05, mastered=0.97)
 
 
 def item(name: str, *, tenant: str = "t", **fields: Any) -> Item:
@@ -129,6 +130,24 @@ def test_half_of_what_is_replayed_is_what_surprised_most() -> None:
 
 
 # memory
+
+
+def test_an_item_whose_answer_is_foreseen_when_it_comes_is_not_learnt_first() -> None:
+    known, new = foreseen([item("a"), item("b")], [Reading(0.1, 10, True), Reading(0.1, 10, False)])
+
+    step = next_step([known, new], replace(COURSE, lessons=1), 0, random.Random(0))
+
+    assert (known.passes, known.exact, new) == (1, True, item("b"))
+    assert step is not None
+    assert step.lessons == (new,)
+
+
+def test_what_is_held_out_is_mastered_when_nearly_all_of_it_is_right() -> None:
+    losses = {"t": [0.1] * 40}
+
+    assert is_mastered(measured(losses, exact=39), LIMITS)
+    assert not is_mastered(measured(losses, exact=38), LIMITS)
+    assert not is_mastered(measured({"t": [0.1, 0.1]}, exact=2), LIMITS)
 
 
 def test_about_one_in_six_is_held_out_for_ever_by_its_id() -> None:

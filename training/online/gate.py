@@ -47,13 +47,15 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """Shares of a loss, and nats for `kl`. `gain`: how far the held-out loss must fall to be worth a publication."""
+    """Shares of a loss, and nats for `kl`. `gain`: how far the held-out loss must fall to be worth a publication;
+    `mastered`: the share of right answers to what is held out from which on more rehearsal is not worth its price."""
 
     questions: float
     text: float
     tenant: float
     kl: float
     gain: float
+    mastered: float
 
 
 def refusal(candidate: Measured, champion: Measured, limits: GateLimits) -> str:
@@ -115,6 +117,11 @@ def score(mine: Reading, theirs: Reading) -> float:
     if mine.exact or abs(apart) <= _MARGIN * max(1.0, theirs.surprise):
         return 0.5
     return float(apart > 0)
+
+
+def is_mastered(candidate: Measured, limits: GateLimits) -> bool:
+    """Whether it answers nearly all that is held out, and that is more than a FEW."""
+    return len(candidate.held_out) >= FEW and candidate.exact >= limits.mastered * len(candidate.held_out)
 
 
 def figures(candidate: Measured, champion: Measured, scale: float) -> dict[str, float]:

@@ -3,6 +3,7 @@
 One thread, one loop: each turn takes over a batch that is full, and makes one optimizer step or one check.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +26,14 @@ from hivemind.training.online.gate import (
     figures,
     harmed,
     is_better,
+    is_mastered,
     is_worse,
     refusal,
     score,
 )
 from hivemind.training.online.inbox import START, Inbox, Waiting, Wishes
-from hivemind.training.online.memory import Bounds, Item, Memory, is_held_out
-from hivemind.training.online.model import LossNotFinite, OnlineModel, Tempo, Weights, scaled
+from hivemind.training.online.memory import Bounds, Item, Memory, foreseen, is_held_out
+from hivemind.training.online.model import LossNotFinite, OnlineModel, Reading, Tempo, Weights, scaled
 from hivemind.training.online.publication import Champion, Outbox
 from hivemind.training.online.rounds import Round
 from hivemind.training.online.settings import OnlineSettings
@@ -77,7 +79,7 @@ class OnlineLearner:
         )  # fmt: skip
         self._limits = GateLimits(
             settings.learn_max_questions, settings.learn_max_text, settings.learn_max_tenant, settings.learn_max_kl,
-            settings.learn_min_gain,
+            settings.learn_min_gain, settings.learn_mastered,
         )  # fmt: skip
         self._tempo = Tempo(settings.learn_rate, settings.learn_warm_up, settings.learn_slow)
         self._examiner = Examiner(model, self._encoded, desk.stop.check)
@@ -88,6 +90,7 @@ class OnlineLearner:
         self._since_check = self._since_save = 0
         self._round = Round(settings.learn_round_s)
         self._wishes = Wishes()
+        self._mastered = False
         self._published: Reader | None = None
         self._champion = champion
         self._progress = Progress(cursor=START, run=f"{random.SystemRandom().getrandbits(64):016x}")
@@ -115,7 +118,7 @@ class OnlineLearner:
             self._rest("PAUSED")
             return True
         self._take_over()
-        step = next_step(self._memory.items.values(), self._course, self._model.steps, self._rng)
+        step = next_step(self._memory.items.values(), self._course_now, self._model.steps, self._rng)
         if self._since_check and (step is None or self._round.is_over):
             self._tell("CHECKING", at_once=True)
             self._check()
@@ -125,6 +128,11 @@ class OnlineLearner:
         else:
             self._rest("WAITING")
         return True
+
+    @property
+    def _course_now(self) -> Course:
+        """Rehearsal beyond right answers is for what is held out; once that is known, right answers are enough."""
+        return replace(self._course, surprise=math.inf) if self._mastered else self._course
 
     # taking over
 
@@ -153,9 +161,10 @@ class OnlineLearner:
                 self._admit(item)
         self._progress.cursor = self._open[-1].place
         self._progress.batches += 1
-        self._progress.unpublished = self._progress.unpublished or now
         self._open = []
-        self._round.batch_came()
+        if self._memory.unlearnt:
+            self._progress.unpublished = self._progress.unpublished or now
+            self._round.batch_came()
         self.save()
         self._desk.inbox.taken_over(self._progress.cursor)
 
@@ -164,25 +173,32 @@ class OnlineLearner:
         nothing_held = not self._memory.held and len(self._memory.items) + 1 >= self._settings.learn_batch // 2
         if nothing_held and not is_held_out(item.id, self._settings.learn_held_out_of):
             self._memory.held[item.id] = item
-        else:
-            self._memory.take(item)
+        elif not self._memory.take(item) and item.passes:
+            self._learnt(item)
 
     def _welcome(self, items: Sequence[Item]) -> list[Item]:
-        """Those that are language to the champion. Each is a test of what was published before it is learnt from."""
+        """Those that are language to the champion. Each is a test of what was published before it is learnt from; what
+        that foresees whole counts as learnt once."""
         if not items:
             return []
         readings = self._examiner.champion_reads(items)
-        registered = self._progress.adapter_id and not self._desk.outbox.waits(self._progress.number)
-        if self._published is not None and registered:
-            mine = self._published.read(items)
-            about, champion = self._progress.adapter_id, self._champion.id
-            self._desk.outbox.record(
-                [Outcome(f"before-learning:{about}:{i.id}"[:128], about, champion, score(a, b))
-                 for i, a, b in zip(items, mine, readings, strict=True) if about != champion]
-            )  # fmt: skip
         strange = [r.surprise > self._settings.learn_outlier for r in readings]
         self._set_aside("outlier", sum(strange))
-        return [i for i, odd in zip(items, strange, strict=True) if not odd]
+        if self._published is None:
+            return [i for i, odd in zip(items, strange, strict=True) if not odd]
+        mine = self._published.read(items)
+        self._testify(items, mine, readings)
+        return [i for i, odd in zip(foreseen(items, mine), strange, strict=True) if not odd]
+
+    def _testify(self, items: Sequence[Item], mine: Sequence[Reading], champions: Sequence[Reading]) -> None:
+        """Tells the registry how the publication did against the champion, once it is registered."""
+        about, champion = self._progress.adapter_id, self._champion.id
+        if about in ("", champion) or self._desk.outbox.waits(self._progress.number):
+            return
+        self._desk.outbox.record(
+            [Outcome(f"before-learning:{about}:{i.id}"[:128], about, champion, score(a, b))
+             for i, a, b in zip(items, mine, champions, strict=True)]
+        )  # fmt: skip
 
     def _is_short(self, item: Item) -> bool:
         try:
@@ -223,11 +239,17 @@ class OnlineLearner:
         progress.steps += 1
         progress.tokens += tokens
         progress.step_seconds += time.monotonic() - began
-        progress.learnt += sum(not i.passes for i in step.lessons)
-        sequences = [i.lesson.sequence for i in step.lessons if i.lesson.sequence]
-        progress.last_sequence = max([progress.last_sequence, *sequences])
-        if sequences:
-            progress.first_sequence = min(progress.first_sequence or min(sequences), *sequences)
+        for item in step.lessons:
+            if not item.passes:
+                self._learnt(item)
+
+    def _learnt(self, item: Item) -> None:
+        """Counts an item that is in the weights from now on."""
+        progress, sequence = self._progress, item.lesson.sequence
+        progress.learnt += 1
+        if sequence:
+            progress.last_sequence = max(progress.last_sequence, sequence)
+            progress.first_sequence = min(progress.first_sequence or sequence, sequence)
 
     # checking
 
@@ -251,6 +273,8 @@ class OnlineLearner:
         why = ""
         for scale in SCALES:
             found = self._examiner.held_out(self._model.slow, scale, held)
+            if scale == SCALES[0]:
+                self._mastered = is_mastered(found, self._limits)
             if not is_better(found, before, self._limits):
                 why = why or is_worse(found, before, self._limits)
                 break
@@ -280,6 +304,7 @@ class OnlineLearner:
 
     def _start_from(self, weights: Weights, *, again: bool = False) -> None:
         self._model.restart(weights)
+        self._mastered = False
         self._memory.unread(again=again)
         self._since_check = 0
         self._since_save += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from hivemind.servers.trainer.lesson import Lesson
+from hivemind.training.online.model import Reading
 
 STRIKES: Final = 2
 UNREAD: Final = -1.0
@@ -115,6 +116,14 @@ class Memory:
         for name in ("items", "held"):
             found = (Item(**{**i, "lesson": Lesson.from_json(i["lesson"])}) for i in data[name])
             setattr(self, name, {i.id: i for i in found})
+
+
+def foreseen(items: Iterable[Item], readings: Iterable[Reading]) -> list[Item]:
+    """New items as weights read them: one whose answer they foresee whole counts as learnt once."""
+    return [
+        replace(i, passes=1, surprise=r.surprise, exact=True) if r.exact else i
+        for i, r in zip(items, readings, strict=True)
+    ]
 
 
 def is_held_out(name: str, of: int) -> bool:

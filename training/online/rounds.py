@@ -11,7 +11,7 @@ from typing import Final
 _GROWTH: Final = 1.5
 _LONGEST: Final = 3.0
 """Where no new batch comes, rounds grow up to so many times their length."""
-_FRESH_SHARE: Final = 1.0
+_FRESH_SHARE: Final = 2.0
 _REHEARSAL_SHARE: Final = 4.0
 """CPU time of learning over that of the last check, before the next: with a batch that nothing published answers to,
 and without."""

@@ -45,6 +45,9 @@ class OnlineSettings(BaseSettings):
     """An example whose surprise is above this, or whose answer is not foreseen whole, is learnt further,"""
     learn_passes: int = Field(default=40, ge=1)
     """but so often at most."""
+    learn_mastered: float = Field(default=0.97, gt=0, le=1)
+    """The share of right answers to what is held out from which on an example is learnt no further once its answer is
+    foreseen whole."""
     learn_memory: int = Field(default=2000, ge=8)
     """Examples that are remembered for replay."""
     learn_held_out: int = Field(default=48, ge=1)
