@@ -837,7 +837,7 @@ class OnlineLearner(_message.Message):
     waiting: _builtins.int
     """Examples that were taken and not learnt yet."""
     learnt: _builtins.int
-    """Examples that were learnt."""
+    """Examples that were learnt, or whose answers the last publication foresaw when they came."""
     held_out: _builtins.int
     """Examples kept back for the gate."""
     batches: _builtins.int
