@@ -135,7 +135,7 @@ def _terms(settings: TrainerSettings) -> Terms:
         lease_s=settings.learn_lease_s,
         retry_s=settings.learn_retry_s,
         champion_s=settings.learn_champion_s,
-        keep=settings.learn_keep,
+        trial_s=settings.learn_trial_s,
         shadow=settings.learn_shadow,
     )
 

@@ -39,6 +39,14 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """An adapter that a learner published, and when (Unix seconds)."""
+
+    adapter_id: str
+    published: float
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """A learner as callers see it."""
 
@@ -83,11 +91,14 @@ class Learners(Protocol):
     async def gone(self, role: str) -> None:
         """Says that a learner has ended."""
 
-    async def outdated(self, role: str, newest: str, keep: int) -> Sequence[str]:
-        """Remembers a version that was published; the ones before the latest `keep` that were not `retired` yet."""
+    async def published(self, role: str, adapter_id: str, at: float) -> None:
+        """Remembers a version and when it was published first (Unix seconds)."""
 
-    async def retired(self, role: str, version: str) -> None:
-        """Forgets a version that challenges no more."""
+    async def versions(self, role: str) -> Sequence[Version]:
+        """The versions that were published and not `forget`-ed, eldest first."""
+
+    async def forget(self, role: str, adapter_id: str) -> None:
+        """Forgets a version that takes part no longer."""
 
     async def note(self, role: str, note: str) -> None:
         """Says why there is no learner; empty: nothing to say."""

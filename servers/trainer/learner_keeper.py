@@ -3,7 +3,7 @@ who is champion, what is published, what was seen."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -14,6 +14,7 @@ from hivemind.servers.common.looking import keep_looking
 from hivemind.servers.trainer.learner import Learners, Seen
 from hivemind.servers.trainer.learner_folder import LearnerFolder, Outcome, Publication
 from hivemind.servers.trainer.learner_process import LearnerProcess
+from hivemind.servers.trainer.learner_trials import over
 from hivemind.servers.trainer.metrics import LearnerMetrics
 from hivemind.servers.trainer.ports import Champion
 
@@ -30,6 +31,9 @@ class Registry(Protocol):
     async def champion(self, role: str) -> Champion | None:
         """The champion of a role, None for the base model."""
 
+    async def challengers(self, role: str) -> Collection[str]:
+        """The adapters that challenge a role, in the background or with traffic."""
+
     async def publish(self, publication: Publication, path: str, *, shadow: bool) -> str:
         """Registers an adapter and lets it challenge, or only answer in the background, with one effect however often
         it is called; answers its id."""
@@ -43,14 +47,14 @@ class Registry(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a learner is kept. Times in seconds. `lease_s`: how long a Trainer that does not renew has it; `keep`: of its
-    versions so many at most challenge; `shadow`: they only answer in the background."""
+    """How a learner is kept. Times in seconds. `lease_s`: how long a Trainer that does not renew has it; `trial_s`: how
+    long a version challenges though newer ones come; `shadow`: versions only answer in the background."""
 
     poll_s: float
     lease_s: float
     retry_s: float
     champion_s: float
-    keep: int
+    trial_s: float
     shadow: bool
 
 
@@ -111,18 +115,19 @@ class LearnerKeeper:
         if not await self._house.learners.hold(self._role, self._owner, self._terms.lease_s):
             await self._house.process.end()
             return
-        await self._tell_champion()
+        await self._look_at_the_office()
         await self._watch(await self._house.learners.seen(self._role))
         await self._publish()
         await self._record()
 
-    async def _tell_champion(self) -> None:
-        """Before the process starts, and again and again."""
+    async def _look_at_the_office(self) -> None:
+        """Before the process starts, and again and again: who is champion, and so, whose trial is over."""
         if time.monotonic() < self._champion_at:
             return
         found = await self._house.registry.champion(self._role)
         name, folder = (found.id, f"{self._adapters}/{found.path}") if found is not None else ("", "")
         await asyncio.to_thread(self._house.folder.say_champion, name, folder)
+        await self._end_trials(name)
         self._champion_at = time.monotonic() + self._terms.champion_s
 
     async def _watch(self, seen: Seen) -> None:
@@ -170,22 +175,30 @@ class LearnerKeeper:
                 await asyncio.to_thread(folder.answer, publication, "", self._clock(), error.message)
                 continue
             await self._recorded(publication.outcomes_of(adapter_id))
+            await self._house.learners.published(self._role, adapter_id, self._clock())
             await asyncio.to_thread(folder.answer, publication, adapter_id, self._clock())
             _log.info("adapter_published", role=self._role, adapter=adapter_id)
             if publication.closed:
                 self._house.metrics.published(self._role, self._clock() - publication.closed)
-            await self._retire(adapter_id)
 
-    async def _retire(self, newest: str) -> None:
-        """Ends the challenges of older versions, so that they do not pile up; one that was promoted stays in office."""
-        for old in await self._house.learners.outdated(self._role, newest, self._terms.keep):
-            try:
-                await self._house.registry.retire(self._role, old)
-            except MeshError as error:
-                if error.reason == "PEER_UNAVAILABLE":
-                    raise
-                _log.info("version_stays", adapter=old, why=error.message)
-            await self._house.learners.retired(self._role, old)
+    async def _end_trials(self, champion: str) -> None:
+        """Ends challenges, so that they do not pile up, and forgets what challenges no more by itself."""
+        versions = await self._house.learners.versions(self._role)
+        if not versions:
+            return
+        challengers = await self._house.registry.challengers(self._role)
+        for old in over(versions, champion, challengers, now=self._clock(), trial_s=self._terms.trial_s):
+            if old in challengers:
+                await self._retire(old)
+            await self._house.learners.forget(self._role, old)
+
+    async def _retire(self, adapter_id: str) -> None:
+        try:
+            await self._house.registry.retire(self._role, adapter_id)
+        except MeshError as error:
+            if error.reason == "PEER_UNAVAILABLE":
+                raise
+            _log.info("version_stays", adapter=adapter_id, why=error.message)
 
     async def _record(self) -> None:
         for path, outcomes in await asyncio.to_thread(self._house.folder.evidence):

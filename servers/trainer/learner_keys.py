@@ -8,7 +8,7 @@ trainer:learner:<role>:answers   question mark -> answer mark
 trainer:learner:<role>:shares    tenant -> lessons of its own in the inbox
 trainer:learner:<role>:lease     whose learner it is: the id of a Trainer, with a time to live
 trainer:learner:<role>:live      there while the learner lives, or would start with the first example
-trainer:learner:<role>:versions  the adapters that it published and that may still challenge, oldest first
+trainer:learner:<role>:published sorted set: the adapters that it published and that may still challenge, by Unix time
 """
 
 from dataclasses import dataclass, field
@@ -54,9 +54,9 @@ class Keys:
         return f"{self.head}:lease"
 
     @property
-    def versions(self) -> str:
-        """What it published."""
-        return f"{self.head}:versions"
+    def published(self) -> str:
+        """What it published, by time."""
+        return f"{self.head}:published"
 
     @property
     def live(self) -> str:

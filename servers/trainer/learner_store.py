@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.redis_client import store_errors
-from hivemind.servers.trainer.learner import Limits, Seen, Steering
+from hivemind.servers.trainer.learner import Limits, Seen, Steering, Version
 from hivemind.servers.trainer.learner_keys import Keys, LearnerStatus
 from hivemind.servers.trainer.lesson import Lesson
 from hivemind.servers.trainer.ports import Call
@@ -96,21 +96,21 @@ class RedisLearners:
         with store_errors():
             await self._redis.delete(Keys(role).live)
 
-    async def outdated(self, role: str, newest: str, keep: int) -> Sequence[str]:
+    async def published(self, role: str, adapter_id: str, at: float) -> None:
         """See learner.Learners."""
-        key = Keys(role).versions
         with store_errors():
-            pipeline = self._redis.pipeline(transaction=True)
-            pipeline.lrem(key, 0, newest)
-            pipeline.rpush(key, newest)
-            pipeline.lrange(key, 0, -keep - 1)
-            *_, old = await pipeline.execute()
-        return [version.decode() for version in old]
+            await self._redis.zadd(Keys(role).published, {adapter_id: at}, nx=True)
 
-    async def retired(self, role: str, version: str) -> None:
+    async def versions(self, role: str) -> Sequence[Version]:
         """See learner.Learners."""
         with store_errors():
-            await self._redis.lrem(Keys(role).versions, 0, version)
+            found: Any = await self._redis.zrange(Keys(role).published, 0, -1, withscores=True)
+        return [Version(name.decode(), at) for name, at in found]
+
+    async def forget(self, role: str, adapter_id: str) -> None:
+        """See learner.Learners."""
+        with store_errors():
+            await self._redis.zrem(Keys(role).published, adapter_id)
 
     async def note(self, role: str, note: str) -> None:
         """See learner.Learners."""

@@ -1,6 +1,6 @@
 """The AdapterRegistry as the Trainer sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import grpc
@@ -96,16 +96,26 @@ class RegistryClient:
 
     async def champion(self, role: str) -> Champion | None:
         """See ports.Registry."""
+        name = (await self._state(role)).champion
+        if not name:
+            return None
+        request = pb.GetAdapterRequest(id=name)
         try:
-            state = await self._stub.GetState(pb.GetStateRequest(), timeout=STATE_TIMEOUT_S, metadata=self._metadata())
-            name = next((r.champion for r in state.roles if r.role == role), "")
-            if not name:
-                return None
-            request = pb.GetAdapterRequest(id=name)
             adapter = await self._stub.GetAdapter(request, timeout=STATE_TIMEOUT_S, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
             raise _told(error) from error
         return Champion(adapter.id, adapter.path)
+
+    async def challengers(self, role: str) -> Collection[str]:
+        """See learner_keeper.Registry."""
+        return {c.adapter_id for c in (await self._state(role)).challenges}
+
+    async def _state(self, role: str) -> pb.RoleState:
+        try:
+            state = await self._stub.GetState(pb.GetStateRequest(), timeout=STATE_TIMEOUT_S, metadata=self._metadata())
+        except grpc.aio.AioRpcError as error:
+            raise _told(error) from error
+        return next((r for r in state.roles if r.role == role), pb.RoleState())
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return peer_metadata(self._api_key)

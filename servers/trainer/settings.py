@@ -49,8 +49,9 @@ class TrainerSettings(ServerSettings):
     """How often is looked who is champion."""
     learn_grace_s: float = Field(default=7.0, gt=0)
     """How long the learner may take to save its state when it is to end."""
-    learn_keep: int = Field(default=2, ge=1)
-    """How many of the learner's versions challenge at the same time; older ones are retired."""
+    learn_trial_s: float = Field(default=120.0, ge=0)
+    """How long after its publication a version of the learner goes on challenging though newer ones come. The eldest
+    such version and the newest one challenge; those between them are retired. 0: the newest alone."""
     learn_shadow: bool = False
     """Whether a new version only answers in the background, instead of having `challenger_traffic`."""
     learn_inbox: int = Field(default=10_000, gt=0)

@@ -19,10 +19,16 @@ from hivemind.servers.adapter_registry.statistics import (
     log_e_split,
     trials_until,
 )
-from hivemind.servers.adapter_registry.verdict import Rules, assess, breach, guardrails, split_evidence
+from hivemind.servers.adapter_registry.verdict import (
+    Rules,
+    assess,
+    better_than_champion,
+    breach,
+    guardrails,
+    split_evidence,
+)
 
 RULES = Rules()
-PRIOR = Prior(RULES.prior_a, RULES.prior_b)
 
 
 def coins(seed: int, rate: float, *shape: int) -> Any:
@@ -36,9 +42,26 @@ def test_the_mixture_is_that_of_ville_after_every_outcome(prior: tuple[float, fl
     theirs = ville.BernoulliTest(p0, prior=prior).fit(seen).log_e_values_
 
     sums = np.cumsum(seen)
-    ours = [log_bayes_factor(int(s), n, p0, Prior(*prior)) for n, s in enumerate(sums, 1)]
+    ours = [log_bayes_factor(int(s), n, p0, (Prior(*prior),)) for n, s in enumerate(sums, 1)]
 
     assert ours == pytest.approx(list(theirs), abs=1e-9)
+
+
+def test_a_mixture_by_two_priors_is_the_mean_of_both() -> None:
+    expected = ville.BernoulliTest(0.5, prior=(60.0, 40.0)), ville.BernoulliTest(0.5)
+    seen = coins(4, 0.7, 300)
+    theirs = np.logaddexp(*(test.fit(seen).log_e_values_ for test in expected)) - math.log(2)
+
+    ours = [log_bayes_factor(int(s), n, 0.5, (Prior(60, 40), Prior())) for n, s in enumerate(np.cumsum(seen), 1)]
+
+    assert ours == pytest.approx(list(theirs), abs=1e-9)
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.floats(0.01, 0.99))
+def test_the_one_sided_value_is_the_least_over_the_whole_hypothesis(s: int, f: int, p0: float) -> None:
+    least = min(log_bayes_factor(s, s + f, p, RULES.priors) for p in np.linspace(0.005, 1, 200) * p0)
+
+    assert log_e_above(s, s + f, p0, RULES.priors) <= least + 1e-9
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.5, 0.97])
@@ -84,7 +107,7 @@ def test_bounds_hold_the_estimate_and_lie_in_the_unit_interval(s: int, f: int, a
 @given(st.integers(0, 30), st.floats(0.02, 0.98))
 def test_the_expectation_of_the_mixture_is_one_under_its_hypothesis(n: int, p0: float) -> None:
     """An e-value by definition: the sum over all outcomes of n trials, exactly."""
-    total = sum(math.comb(n, s) * p0**s * (1 - p0) ** (n - s) * math.exp(log_bayes_factor(s, n, p0, PRIOR))
+    total = sum(math.comb(n, s) * p0**s * (1 - p0) ** (n - s) * math.exp(log_bayes_factor(s, n, p0, RULES.priors))
                 for s in range(n + 1))  # fmt: skip
 
     assert total == pytest.approx(1, abs=1e-6)
@@ -115,10 +138,45 @@ def test_with_a_look_after_every_pair_fewer_than_one_in_a_hundred_no_better_adap
     assert (wins >= boundary).any(axis=1).mean() < 0.01
 
 
-def test_at_a_win_rate_of_60_percent_four_in_five_are_promoted_within_400_pairs(boundary: Any) -> None:
-    wins = np.cumsum(coins(12, 0.6, 10_000, 400).astype(np.int32), axis=1)
+def promoted_by(boundary: Any, rate: float) -> Any:
+    """The chance of a promotion within 1, 2, ... pairs with a look after each, exactly: what is promoted leaves."""
+    going, gone, found = np.eye(1, len(boundary) + 2)[0], 0.0, []
+    for fewest in boundary:
+        going = going * (1 - rate) + np.roll(going, 1) * rate
+        gone += going[fewest:].sum()
+        going[fewest:] = 0
+        found.append(gone)
+    return np.array(found)
 
-    assert (wins >= boundary[:400]).any(axis=1).mean() >= 0.8
+
+def test_at_a_win_rate_of_60_percent_four_in_five_are_promoted_within_400_pairs(boundary: Any) -> None:
+    assert promoted_by(boundary, 0.6)[399] >= 0.8
+
+
+@pytest.mark.parametrize(("rate", "pairs"), [(0.55, 1087), (0.6, 239), (0.8, 33), (1.0, 12)])
+def test_half_of_those_that_win_so_often_are_promoted_within_the_pairs_that_the_rules_tell(
+    boundary: Any, rate: float, pairs: int
+) -> None:
+    assert int((promoted_by(boundary, rate) >= 0.5).argmax()) + 1 == pairs
+
+
+@pytest.mark.parametrize(("pairs", "verdict"), [(Pairs(12, 0), "PROMOTE"), (Pairs(0, 12), "ROLLBACK")])
+def test_twelve_pairs_that_all_go_one_way_decide(pairs: Pairs, verdict: str) -> None:
+    assert assess(Evidence(pairs=pairs), {"": 1.0}, RULES).verdict == verdict
+    assert (
+        assess(Evidence(pairs=Pairs(pairs.wins * 11 // 12, pairs.losses * 11 // 12)), {"": 1.0}, RULES).verdict
+        == "HOLD"
+    )
+
+
+def test_the_value_of_a_pair_over_time_is_the_one_that_decides() -> None:
+    pairs = Pairs(31, 12)
+
+    assert better_than_champion(pairs, RULES) == assess(Evidence(pairs=pairs), {"": 1.0}, RULES).log_e_better
+
+
+def test_other_priors_are_other_rules() -> None:
+    assert Rules(priors=(Prior(60, 40),)).name != RULES.name != Rules(priors=(Prior(60, 41), Prior())).name
 
 
 def test_a_worse_challenger_is_rolled_back_and_an_equal_one_rarely() -> None:
@@ -129,7 +187,7 @@ def test_a_worse_challenger_is_rolled_back_and_an_equal_one_rarely() -> None:
         return float(
             np.mean(
                 [
-                    any(log_e_above(int(run[n - 1]), n, 0.5, PRIOR) >= limit for n in range(20, 601, 20))
+                    any(log_e_above(int(run[n - 1]), n, 0.5, RULES.priors) >= limit for n in range(20, 601, 20))
                     for run in losses
                 ]
             )
@@ -210,7 +268,7 @@ def test_the_requests_still_needed_shrink_to_the_moment_of_promotion() -> None:
     ]
 
     assert needed == sorted(needed, reverse=True)
-    total = trials_until(0.65, 0, 0.5, -math.log(RULES.alpha), PRIOR, 10_000)
+    total = trials_until(0.65, 0, 0.5, -math.log(RULES.alpha), RULES.priors, 10_000)
     assert (
         assess(Evidence(pairs=Pairs(round(total * 0.65), total - round(total * 0.65))), {"": 1.0}, RULES).verdict
         == "PROMOTE"

@@ -20,6 +20,7 @@ class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
     outcomes: list[pb.Outcome] = field(default_factory=list)
     full: bool = False
     known: dict[str, str] = field(default_factory=dict)
+    challengers: set[str] = field(default_factory=set)
     port: int = 0
     _server: grpc.aio.Server | None = None
 
@@ -33,6 +34,11 @@ class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
         if self._server is not None:
             await self._server.stop(None)
 
+    def promote(self, adapter_id: str) -> None:
+        """The adapter takes office and challenges no more."""
+        self.challengers.discard(adapter_id)
+        self.champion = (adapter_id, f"{adapter_id}/adapter")
+
     async def RegisterAdapter(self, request: pb.RegisterAdapterRequest, context: Any) -> pb.Adapter:
         self.calls.append(request)
         if self.refusal is not None:
@@ -44,6 +50,10 @@ class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
         self.traffic.append(request)
         if self.full:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "all challengers get half of the traffic at most")
+        if request.traffic or request.shadow:
+            self.challengers.add(request.adapter_id)
+        else:
+            self.challengers.discard(request.adapter_id)
         return pb.RoleState(role=request.role)
 
     async def RecordOutcomes(self, request: pb.RecordOutcomesRequest, context: Any) -> pb.RecordOutcomesResponse:
@@ -52,7 +62,8 @@ class ScriptedRegistry(rpc.AdapterRegistryServiceServicer):
 
     async def GetState(self, request: pb.GetStateRequest, context: Any) -> pb.RegistryState:
         champion = self.champion[0] if self.champion else ""
-        return pb.RegistryState(roles=[pb.RoleState(role="implementer", champion=champion)])
+        challenges = [pb.Challenge(adapter_id=name) for name in sorted(self.challengers)]
+        return pb.RegistryState(roles=[pb.RoleState(role="implementer", champion=champion, challenges=challenges)])
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Any) -> pb.Adapter:
         return pb.Adapter(id=request.id, path=self.champion[1] if self.champion else "")
