@@ -9,7 +9,10 @@ from hivemind.servers.orchestrator.ports import JobInfo, LearnerNews, Policy, Tr
 
 
 class OnlineLearner:
-    """Implements ports.OnlineUpdates by the Trainer's learner. What was published is told against the cycle before."""
+    """Implements ports.OnlineUpdates by the Trainer's learner. What was published is told against the cycle before.
+
+    One that is at work publishes by itself. One that waits for more examples is told that these are all.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -17,7 +20,9 @@ class OnlineLearner:
 
     async def publish(self, *, token: int) -> Result:
         """See ports.OnlineUpdates."""
-        news = await self._trainer.drain(token)
+        news = await self._trainer.learner()
+        if news.waiting and news.state == "WAITING":
+            news = await self._trainer.drain(token)
         before, self._before = self._before or news, news
         if news.state == "UNAVAILABLE":
             return Result("SKIPPED", f"the online learner is not there: {news.note or 'it does not say why'}")

@@ -149,6 +149,9 @@ class JobInfo:
 class Trainer(Protocol):
     """The Trainer."""
 
+    async def learner(self) -> LearnerNews:
+        """How the online learner stands."""
+
     async def drain(self, token: int) -> LearnerNews:
         """Has the online learner close its open batch; how it stands."""
 

@@ -28,16 +28,21 @@ class TrainerClient:
         self._stub, self._api_key = rpc.TrainerServiceStub(channel), api_key
         self._max_duration_s, self._max_cost_micros = max_duration_s, max_cost_micros
 
+    async def learner(self) -> LearnerNews:
+        """See ports.Trainer."""
+        request = pb.GetLearnerRequest()
+        return _news(
+            await asked(self._stub.GetLearner(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Trainer")
+        )
+
     async def drain(self, token: int) -> LearnerNews:
         """See ports.Trainer."""
         request = pb.DrainLearnerRequest(fencing_token=token)
-        found = await asked(
-            self._stub.DrainLearner(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Trainer"
+        return _news(
+            await asked(
+                self._stub.DrainLearner(request, timeout=RPC_TIMEOUT_S, metadata=self._metadata()), "the Trainer"
+            )
         )
-        return LearnerNews(
-            state=pb.OnlineLearner.State.Name(found.state), note=found.note, waiting=found.waiting,
-            learnt=found.learnt, published=found.published, refused=found.refused, adapter_id=found.adapter_id,
-        )  # fmt: skip
 
     async def jobs(self, role: str) -> Sequence[JobInfo]:
         """See ports.Trainer."""
@@ -61,6 +66,13 @@ class TrainerClient:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return peer_metadata(self._api_key)
+
+
+def _news(message: pb.OnlineLearner) -> LearnerNews:
+    return LearnerNews(
+        state=pb.OnlineLearner.State.Name(message.state), note=message.note, waiting=message.waiting,
+        learnt=message.learnt, published=message.published, refused=message.refused, adapter_id=message.adapter_id,
+    )  # fmt: skip
 
 
 def _job(message: pb.TrainingJob) -> JobInfo:

@@ -61,6 +61,19 @@ async def test_what_was_published_since_the_last_cycle_is_told(running: Rig, scr
     assert [request.fencing_token for request in scripted.drained] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("state", "waiting", "drains"), [(State.WAITING, 2, 1), (State.WAITING, 0, 0), (State.LEARNING, 2, 0)]
+)
+async def test_only_a_learner_that_waits_for_more_is_told_that_these_are_all(
+    running: Rig, scripted: ScriptedTrainer, state: State.State, waiting: int, drains: int
+) -> None:
+    scripted.learner = pb.OnlineLearner(state=state, waiting=waiting)
+    async with client_of(scripted) as client:
+        await PublishOnline(OnlineLearner(client)).run(running.lease.token)
+
+    assert len(scripted.drained) == drains
+
+
 async def test_a_learner_that_is_not_there_is_no_failure_of_the_loop(running: Rig, scripted: ScriptedTrainer) -> None:
     scripted.learner = pb.OnlineLearner(state=State.UNAVAILABLE, note="the extra `train` is not installed")
     async with client_of(scripted) as client:

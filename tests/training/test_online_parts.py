@@ -13,7 +13,17 @@ from hivemind.servers.orchestrator.map_keeper import HELD_OUT_COUNT, HELD_OUT_NA
 from hivemind.servers.trainer.lesson import Lesson, Turn
 from hivemind.training.encoding import Encoded
 from hivemind.training.online.curriculum import Course, next_step, replay_share
-from hivemind.training.online.gate import GateLimits, HeldOut, Measured, figures, is_better, is_mastered, refusal, score
+from hivemind.training.online.gate import (
+    GateLimits,
+    HeldOut,
+    Measured,
+    figures,
+    harmed,
+    is_better,
+    is_mastered,
+    refusal,
+    score,
+)
 from hivemind.training.online.memory import Bounds, Item, Memory, foreseen, is_held_out
 from hivemind.training.online.model import Reading
 from hivemind.training.online.state import StateFolder
@@ -213,6 +223,16 @@ def test_a_candidate_that_forgets_or_harms_a_tenant_is_refused_with_the_reason(c
     champion = measured({t: [2.0] * 3 for t in {h.tenant for h in candidate.held_out}})
 
     assert words in refusal(candidate, champion, LIMITS)
+
+
+def test_a_few_examples_that_are_read_otherwise_are_no_harm_and_many_are() -> None:
+    before = measured({"a": [0.2] * 12}, exact=12)
+
+    assert harmed(measured({"a": [0.2] * 12}, exact=10), before, LIMITS) == []
+    assert harmed(measured({"a": [0.2] * 12}, exact=9), before, LIMITS) == ["a"]
+    assert harmed(measured({"a": [0.2] * 11 + [3.0]}, exact=12), before, LIMITS) == []
+    assert harmed(measured({"a": [0.2] * 6 + [0.6] * 6}, exact=12), before, LIMITS) == ["a"]
+    assert harmed(measured({"a": [3.0] * 2}), measured({"a": [0.2] * 2}, exact=2), LIMITS) == []
 
 
 def test_lessons_that_came_before_other_tenants_were_harmed_twice_are_dropped() -> None:

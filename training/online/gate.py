@@ -1,6 +1,7 @@
 """Whether what was learnt may be published: against the champion, and against what was published last. Pure."""
 
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,8 @@ FEW: Final = 3
 """With fewer held-out examples than this one tenant's loss is too noisy to refuse anything by."""
 _MARGIN: Final = 0.05
 _SLACK: Final = 0.05
+_CHANCE: Final = 0.15
+"""Three answers lost and none won are no chance; two are. Stricter would let harm add up over publications."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +78,51 @@ def refusal(candidate: Measured, champion: Measured, limits: GateLimits) -> str:
 def harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[str]:
     """The tenants whose held-out examples a candidate reads worse than weights before it did.
 
-    Worse is a loss that rose by more than the limit and _SLACK nats a token, or exact answers that are fewer by more
-    than one and a tenth. Of a tenant with fewer than FEW held-out examples nothing is said.
+    Worse is a loss that rose by more than the limit and _SLACK nats a token, or right answers that became wrong; either
+    only where chance hardly explains it, as a few examples read a little differently with every step. Of a tenant with
+    fewer than FEW held-out examples nothing is said.
     """
-    mine, theirs = tenant_losses(candidate.held_out), tenant_losses(before.held_out)
-    found = []
-    for tenant, count in Counter(h.tenant for h in candidate.held_out).items():
-        if count < FEW:
-            continue
-        lost = _exact(before, tenant) - _exact(candidate, tenant)
-        if mine[tenant] > theirs[tenant] * (1 + limits.tenant) + _SLACK or lost > max(1, count // 10):
-            found.append(tenant)
-    return sorted(found)
+    pairs: dict[str, list[tuple[Reading, Reading]]] = defaultdict(list)
+    for mine, theirs in zip(candidate.held_out, before.held_out, strict=True):
+        pairs[mine.tenant].append((mine.reading, theirs.reading))
+    losses = tenant_losses(candidate.held_out), tenant_losses(before.held_out)
+    return sorted(
+        tenant
+        for tenant, both in pairs.items()
+        if len(both) >= FEW
+        and (_answers_lost(both) or (_rose(losses[0][tenant], losses[1][tenant], limits) and _clearly(both)))
+    )
 
 
 def is_worse(candidate: Measured, before: Measured, limits: GateLimits) -> str:
-    """What got worse, in one sentence; empty: nothing. The mean over tenants has the same slack as a tenant."""
+    """What got worse, in one sentence; empty: nothing. The mean over tenants is held to the same as a tenant."""
     harm = harmed(candidate, before, limits)
     if harm:
         return f"it reads what is held out of {', '.join(harm)} worse than what was there before"
-    if candidate.loss > before.loss * (1 + limits.tenant) + _SLACK:
+    both = [(m.reading, t.reading) for m, t in zip(candidate.held_out, before.held_out, strict=True)]
+    if _rose(candidate.loss, before.loss, limits) and _clearly(both):
         return f"the held-out loss rose from {before.loss:.3g} to {candidate.loss:.3g}"
     return ""
+
+
+def _rose(loss: float, before: float, limits: GateLimits) -> bool:
+    return loss > before * (1 + limits.tenant) + _SLACK
+
+
+def _clearly(pairs: Sequence[tuple[Reading, Reading]]) -> bool:
+    """Whether surprise rose by more than two standard errors of its mean rise."""
+    rises = [mine.surprise - theirs.surprise for mine, theirs in pairs]
+    mean = sum(rises) / len(rises)
+    error = math.sqrt(sum((r - mean) ** 2 for r in rises) / max(1, len(rises) - 1) / len(rises))
+    return mean > 2 * error
+
+
+def _answers_lost(pairs: Sequence[tuple[Reading, Reading]]) -> bool:
+    """Whether right answers became wrong more often than the other way round: a sign test of one side."""
+    lost = sum(theirs.exact and not mine.exact for mine, theirs in pairs)
+    changed = sum(theirs.exact != mine.exact for mine, theirs in pairs)
+    chance = sum(math.comb(changed, k) for k in range(lost, changed + 1)) * math.pow(0.5, changed)
+    return chance <= _CHANCE
 
 
 def is_better(candidate: Measured, before: Measured, limits: GateLimits) -> bool:
@@ -144,10 +170,6 @@ def tenant_losses(held_out: Sequence[HeldOut]) -> Mapping[str, float]:
         sums[held.tenant][0] += held.reading.loss
         sums[held.tenant][1] += held.reading.tokens
     return {tenant: loss / max(1.0, tokens) for tenant, (loss, tokens) in sums.items()}
-
-
-def _exact(measured: Measured, tenant: str) -> int:
-    return sum(h.reading.exact for h in measured.held_out if h.tenant == tenant)
 
 
 def _over(what: str, mine: float, theirs: float, limit: float) -> str:

@@ -150,7 +150,8 @@ class OnlineLearner:
             self._close_batch()
         elif drained:
             self._progress.drains = self._wishes.drains
-            self._round.end_now()
+            if self._since_check or self._memory.unlearnt:
+                self._round.end_now()
 
     def _close_batch(self) -> None:
         with _cpu(self._progress):
