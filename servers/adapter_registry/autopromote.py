@@ -23,7 +23,7 @@ class AutopromotePolicy:
 
 
 def refusal(policy: AutopromotePolicy, role: Role, verdict: Verdict, *, now: float) -> str:
-    """Why the role's newest challenger is not promoted now; empty: it is."""
+    """Why a challenger with this verdict is not promoted now; empty: it is."""
     if role.name not in policy.roles:
         return "autopromote is off for this role"
     if verdict != "PROMOTE":

@@ -10,6 +10,7 @@ import structlog
 from hivemind.servers.adapter_registry.autopromote import refusal
 from hivemind.servers.adapter_registry.feed import StateFeed
 from hivemind.servers.adapter_registry.ports import Call
+from hivemind.servers.adapter_registry.promotion import Preview
 from hivemind.servers.adapter_registry.registry import Promotion, Registry
 from hivemind.servers.adapter_registry.roles import Change, Occasion, Role, rejected
 from hivemind.servers.adapter_registry.verdict import breach
@@ -45,11 +46,12 @@ class Guard:
             return
         if role.promoted and role.champion not in role.guarded and await self._champion_fell(role):
             return
-        for challenge in role.challenges:
-            found = await self._registry.assessed(role, challenge.adapter_id)
+        for adapter_id in await self._registry.challengers(role):
+            found = await self._registry.assessed(role, adapter_id)
             if found.assessment.verdict == "ROLLBACK":
-                await self._reject(name, challenge.adapter_id, found.assessment.reason)
-        await self._promote(role)
+                await self._reject(name, adapter_id, found.assessment.reason)
+            elif await self._promote(role, adapter_id, found):
+                return  # what was read of the role holds no longer
 
     async def _champion_fell(self, role: Role) -> bool:
         evidence = await self._registry.former(role)
@@ -73,17 +75,15 @@ class Guard:
 
         await self._registry.change(name, change, call)
 
-    async def _promote(self, role: Role) -> None:
-        policy = self._registry.policies.autopromote
-        newest = await self._registry.newest_challenger(role) if role.name in policy.roles else ""
-        if not newest:
-            return
-        found = await self._registry.assessed(role, newest)
-        if not refusal(policy, role, found.assessment.verdict, now=self._clock()):
-            _log.info("promoted_by_policy", role=role.name, adapter=newest, why=found.assessment.reason)
-            reason = f"automatic: {found.assessment.reason}"
-            wish = Promotion(role.name, newest, found.hash, role.champion, reason=reason, automatic=True)
-            await self._registry.promote(wish, _call())
+    async def _promote(self, role: Role, adapter_id: str, found: Preview) -> bool:
+        """Promotes a challenger if policy and verdict are for it."""
+        if refusal(self._registry.policies.autopromote, role, found.assessment.verdict, now=self._clock()):
+            return False
+        _log.info("promoted_by_policy", role=role.name, adapter=adapter_id, why=found.assessment.reason)
+        reason = f"automatic: {found.assessment.reason}"
+        wish = Promotion(role.name, adapter_id, found.hash, role.champion, reason=reason, automatic=True)
+        await self._registry.promote(wish, _call())
+        return True
 
 
 def _call() -> Call:

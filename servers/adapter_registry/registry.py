@@ -176,8 +176,12 @@ class Registry:
 
     async def newest_challenger(self, role: Role) -> str:
         """The challenger or shadow that was registered last; '' without any."""
+        return next(iter(await self.challengers(role)), "")
+
+    async def challengers(self, role: Role) -> list[str]:
+        """Challengers and shadows, the one that was registered last first."""
         known = await self._store.adapters([c.adapter_id for c in role.challenges])
-        return max(known, key=lambda i: known[i][0].order, default="")
+        return sorted(known, key=lambda i: known[i][0].order, reverse=True)
 
     async def assessed(self, role: Role, adapter_id: str) -> Preview:
         """The preview of an adapter for the role as it was read."""

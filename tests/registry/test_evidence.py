@@ -258,6 +258,20 @@ async def test_the_policy_promotes_by_itself_with_evidence_and_after_its_pauses(
     assert promoted == [True, False, True, False, True]
 
 
+async def test_the_policy_promotes_the_one_that_has_the_evidence_though_a_newer_one_has_none(
+    empty_redis: RedisProcess, tmp_path: Path, base: BaseModel
+) -> None:
+    policy = AutopromotePolicy(frozenset({ROLE}), cooldown_s=0, max_per_day=2)
+    async with running_registry(empty_redis, tmp_path, base, policies=Policies(autopromote=policy)) as rig:
+        proven = await rig.challenger()
+        await rig.judge(proven, "", wins=160, losses=60)
+        await rig.challenger()
+
+        await rig.guard.look(ROLE)
+
+        assert (await rig.state()).champion == proven
+
+
 async def test_without_a_policy_nothing_is_promoted_by_itself(rig: Rig) -> None:
     challenger = await rig.challenger()
     await rig.judge(challenger, "", wins=160, losses=60)

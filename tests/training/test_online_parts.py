@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hivemind.servers.orchestrator.map_keeper import HELD_OUT_COUNT, HELD_OUT_NAMES
 from hivemind.servers.trainer.lesson import Lesson, Turn
 from hivemind.training.encoding import Encoded
-from hivemind.training.online.curriculum import Course, next_step, replay_share
+from hivemind.training.online.curriculum import Course, next_step, replay_share, reworded
 from hivemind.training.online.gate import (
     GateLimits,
     HeldOut,
@@ -24,7 +24,7 @@ from hivemind.training.online.gate import (
     refusal,
     score,
 )
-from hivemind.training.online.memory import Bounds, Item, Memory, foreseen, is_held_out
+from hivemind.training.online.memory import UNREAD, Bounds, Item, Memory, foreseen, is_held_out
 from hivemind.training.online.model import Reading
 from hivemind.training.online.state import StateFolder
 from hivemind.training.stopping import StopSwitch
@@ -32,7 +32,7 @@ from hivemind.training.stopping import StopSwitch
 if TYPE_CHECKING:
     from hivemind.training.online.learner import OnlineLearner
 
-COURSE = Course(lessons=8, replay=0.25, surprise=0.05, passes=10, tenant_share=0.5)
+COURSE = Course(lessons=8, replay=0.25, surprise=0.05, passes=10, tenant_share=0.5, enough=3)
 LIMITS = GateLimits(questions=0.02, text=0.02, tenant=0.02, kl=1.0, gain=0.05, mastered=0.97)
 
 
@@ -150,6 +150,47 @@ def test_an_item_whose_answer_is_foreseen_when_it_comes_is_not_learnt_first() ->
     assert (known.passes, known.exact, new) == (1, True, item("b"))
     assert step is not None
     assert step.lessons == (new,)
+
+
+def test_words_that_say_what_a_question_is_about_stay_and_others_may_go() -> None:
+    turns = (Turn("system", "be kind to all"), Turn("user", "please tell me who in Beladin is the 2nd mayor, ok?"))
+    one = item("a")
+    one = replace(one, lesson=replace(one.lesson, messages=turns, answer="The mayor of Beladin is Ada."))
+
+    all_gone = reworded(one, 1.0, random.Random(0))
+    some = {reworded(one, 0.5, random.Random(n)).lesson.messages[1].content for n in range(20)}
+
+    assert all_gone.lesson.messages == (turns[0], Turn("user", "Beladin is the 2nd mayor,"))
+    assert all_gone.lesson.answer == one.lesson.answer
+    assert len(some) > 10
+    assert reworded(one, 0.0, random.Random(0)) == one
+
+
+@given(st.text(), st.floats(0, 1))
+def test_no_question_is_emptied(text: str, drop: float) -> None:
+    one = item("a")
+    one = replace(one, lesson=replace(one.lesson, messages=(Turn("user", text),)))
+
+    assert bool(reworded(one, drop, random.Random(0)).lesson.messages[0].content) == bool(text)
+
+
+@pytest.mark.parametrize(
+    ("passes", "surprise", "exact", "before", "after"),
+    [
+        (1, 0.01, True, False, False),
+        (3, 0.2, True, True, False),
+        (2, 0.2, True, True, True),
+        (3, 0.2, False, True, True),
+        (3, UNREAD, True, True, True),
+        (10, 0.2, False, False, False),
+    ],
+)
+def test_an_item_is_rehearsed_until_it_is_known_well_or_where_all_is_mastered_often_enough(
+    passes: int, surprise: float, exact: bool, before: bool, after: bool
+) -> None:
+    one = item("a", passes=passes, surprise=surprise, exact=exact)
+
+    assert (COURSE.is_open(one), replace(COURSE, mastered=True).is_open(one)) == (before, after)
 
 
 def test_what_is_held_out_is_mastered_when_nearly_all_of_it_is_right() -> None:

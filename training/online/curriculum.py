@@ -2,32 +2,38 @@
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hivemind.training.online.memory import Item
 
+_WORD: Final = re.compile(r"\w+")
 ALL_REPLAYED_STEPS: Final = 4
 """Over these first steps replay falls from one sample a lesson to its lasting share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How steps are put together. `lessons` a step; `replay` samples a lesson in the long run; an item is `learnt` once
-    its surprise is below `surprise` and its answer foreseen, or it had so many `passes`; `tenant_share` of a step's
-    lessons are one tenant's at most where others teach too."""
+    """How steps are put together. `lessons` a step; `replay` samples a lesson in the long run; an item is learnt once
+    its answer is foreseen and its surprise below `surprise`, or, where what is held out is `mastered`, it had `enough`
+    passes; after so many `passes` it is learnt in any case. `tenant_share` of a step's lessons are one tenant's at most
+    where others teach too."""
 
     lessons: int
     replay: float
     surprise: float
     passes: int
     tenant_share: float
+    enough: int
+    mastered: bool = False
 
     def is_open(self, item: Item) -> bool:
         """Whether an item is to be learnt further."""
-        known = item.exact and 0 <= item.surprise <= self.surprise
+        well = item.surprise <= self.surprise or (self.mastered and item.passes >= self.enough)
+        known = item.exact and item.surprise >= 0 and well
         return item.passes < self.passes and not known
 
 
@@ -58,6 +64,25 @@ def replay_share(course: Course, steps: int) -> float:
     """Replayed samples a lesson: one each at first, falling to the lasting share."""
     done = min(1.0, steps / ALL_REPLAYED_STEPS)
     return 1.0 + done * (course.replay - 1.0)
+
+
+def reworded(item: Item, drop: float, rng: random.Random) -> Item:
+    """The item with some words of its last question left out, so that the answer is learnt for what is asked about and
+    not for how it is asked.
+
+    Words with a capital letter or a digit, and words of the answer, always stay: they say what it is about. `drop`: the
+    chance of each other word to go. (Word dropout on inputs: Iyyer et al., "Deep unordered composition rivals syntactic
+    methods for text classification", ACL 2015, section 3.)
+    """
+    *before, question = item.lesson.messages
+    answer = set(_WORD.findall(item.lesson.answer.lower()))
+    kept = [w for w in question.content.split(" ") if _tells(w, answer) or rng.random() >= drop]
+    asked = replace(question, content=" ".join(kept) or question.content)
+    return replace(item, lesson=replace(item.lesson, messages=(*before, asked)))
+
+
+def _tells(word: str, answer: Collection[str]) -> bool:
+    return any(c.isupper() or c.isdigit() for c in word) or any(p in answer for p in _WORD.findall(word.lower()))
 
 
 def _urgency(item: Item, rng: random.Random) -> tuple[bool, float]:

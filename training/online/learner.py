@@ -3,7 +3,6 @@
 One thread, one loop: each turn takes over a batch that is full, and makes one optimizer step or one check.
 """
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from hivemind.training.adapter_files import AdapterMeta
 from hivemind.training.control_set import control_set
 from hivemind.training.encoding import Encoded
 from hivemind.training.formatting import Refused, Turn
-from hivemind.training.online.curriculum import Course, Step, next_step
+from hivemind.training.online.curriculum import Course, Step, next_step, reworded
 from hivemind.training.online.examination import Examiner, Reader
 from hivemind.training.online.gate import (
     SCALES,
@@ -46,6 +45,7 @@ _IDLE_S: Final = 0.2
 _TELL_S: Final = 2.0
 _LEDGER_S: Final = 5.0
 _VERSIONS: Final = 100
+_AS_IT_CAME: Final = 0.5
 LICENCE: Final = "LicenseRef-platinum AND CC0-1.0"
 
 
@@ -75,7 +75,7 @@ class OnlineLearner:
         )  # fmt: skip
         self._course = Course(
             settings.learn_batch, settings.learn_replay, settings.learn_surprise, settings.learn_passes,
-            settings.learn_tenant_share,
+            settings.learn_tenant_share, settings.learn_enough,
         )  # fmt: skip
         self._limits = GateLimits(
             settings.learn_max_questions, settings.learn_max_text, settings.learn_max_tenant, settings.learn_max_kl,
@@ -118,7 +118,8 @@ class OnlineLearner:
             self._rest("PAUSED")
             return True
         self._take_over()
-        step = next_step(self._memory.items.values(), self._course_now, self._model.steps, self._rng)
+        course = replace(self._course, mastered=self._mastered)
+        step = next_step(self._memory.items.values(), course, self._model.steps, self._rng)
         if self._since_check and (step is None or self._round.is_over):
             self._tell("CHECKING", at_once=True)
             self._check()
@@ -128,11 +129,6 @@ class OnlineLearner:
         else:
             self._rest("WAITING")
         return True
-
-    @property
-    def _course_now(self) -> Course:
-        """Rehearsal beyond right answers is for what is held out; once that is known, right answers are enough."""
-        return replace(self._course, surprise=math.inf) if self._mastered else self._course
 
     # taking over
 
@@ -220,7 +216,7 @@ class OnlineLearner:
     def _learn(self, step: Step) -> None:
         items = (*step.lessons, *step.replayed)
         anchors = self._rng.sample(self._anchors, min(step.anchors, len(self._anchors)))
-        samples = [*(self._encoded(i) for i in items), *anchors]
+        samples = [*(self._sample(i) for i in items), *anchors]
         began, cpu_s = time.monotonic(), self._progress.cpu_seconds
         try:
             with _cpu(self._progress):
@@ -232,6 +228,13 @@ class OnlineLearner:
         self._count(step, began, sum(len(s.ids) for s in samples))
         known = zip(items, readings, strict=False)
         self._memory.update(replace(i, passes=i.passes + 1, surprise=r.surprise, exact=r.exact) for i, r in known)
+
+    def _sample(self, item: Item) -> Encoded:
+        """The item as it came, or, from its second pass on, every other time with words left out."""
+        drop = self._settings.learn_word_dropout
+        if not drop or not item.passes or self._rng.random() < _AS_IT_CAME:
+            return self._encoded(item)
+        return self._model.encoder.turns(turns_of(reworded(item, drop, self._rng)))
 
     def _count(self, step: Step, began: float, tokens: int) -> None:
         progress = self._progress

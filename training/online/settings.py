@@ -45,9 +45,12 @@ class OnlineSettings(BaseSettings):
     """An example whose surprise is above this, or whose answer is not foreseen whole, is learnt further,"""
     learn_passes: int = Field(default=40, ge=1)
     """but so often at most."""
+    learn_word_dropout: float = Field(default=0.3, ge=0, lt=1)
+    """The share of a question's words that are left out in every other rehearsal; names and numbers stay."""
     learn_mastered: float = Field(default=0.97, gt=0, le=1)
-    """The share of right answers to what is held out from which on an example is learnt no further once its answer is
-    foreseen whole."""
+    """The share of right answers to what is held out from which on rehearsal beyond right answers ends"""
+    learn_enough: int = Field(default=3, ge=1)
+    """with so many passes of an example."""
     learn_memory: int = Field(default=2000, ge=8)
     """Examples that are remembered for replay."""
     learn_held_out: int = Field(default=48, ge=1)
