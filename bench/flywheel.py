@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,31 +97,41 @@ def measure(plan: Plan, settings: Mapping[str, str], *, rate: int, seconds: int,
 @contextmanager
 def poisoned(mesh: Mesh, plan: Plan, *, rate: float) -> Iterator[Counter[str]]:
     """A tenant teaches wrong answers to the questions of the traffic, so many a second; what became of them."""
-    rng, told, ended = random.Random(plan.seed + 3), Counter[str](), threading.Event()
+    rng, told = random.Random(plan.seed + 3), Counter[str]()
 
     def teach() -> None:
-        while not ended.wait(1.0):
-            facts = rng.choices(plan.facts, k=max(1, round(rate)))
-            examples = [
-                {"messages": [{"role": "user", "content": rng.choice(taught(f))}],
-                 "answer": rng.choice([other.answer.replace(other.subject, f.subject) for other in plan.facts
-                                       if other.value != f.value]),
-                 "tenant": "evil", "domain": f.domain}
-                for f in facts
-            ]  # fmt: skip
-            answer = mesh.post("/api/train/examples", {"examples": examples})
-            told.update({"sent": len(examples), "taken": int(answer["accepted"])})
-            told.update({reason: int(count) for reason, count in answer["refused"].items()})
+        facts = rng.choices(plan.facts, k=max(1, round(rate)))
+        examples = [
+            {"messages": [{"role": "user", "content": rng.choice(taught(f))}],
+             "answer": rng.choice([other.answer.replace(other.subject, f.subject) for other in plan.facts
+                                   if other.value != f.value]),
+             "tenant": "evil", "domain": f.domain}
+            for f in facts
+        ]  # fmt: skip
+        answer = mesh.post("/api/train/examples", {"examples": examples})
+        told.update({"sent": len(examples), "taken": int(answer["accepted"])})
+        told.update({reason: int(count) for reason, count in answer["refused"].items()})
 
-    thread = threading.Thread(target=teach)
-    if rate:
-        thread.start()
-    try:
+    with each_second(teach) if rate else nullcontext():
         yield told
+
+
+@contextmanager
+def each_second(work: Callable[[], object]) -> Iterator[None]:
+    """Does something each second beside the block."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(1.0):
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
     finally:
         ended.set()
-        if rate:
-            thread.join()
+        thread.join()
 
 
 def show(moment: Moment) -> None:
@@ -165,19 +175,8 @@ def new_examples(mesh: Mesh, seed: int) -> Iterator[None]:
     ]  # fmt: skip
     mesh.post("/api/train/examples", {"examples": examples})
     mesh.until("the learner learns", lambda: _learns(mesh), within_s=60)
-    ended = threading.Event()
-
-    def cycles() -> None:
-        while not ended.wait(1.0):
-            mesh.post("/api/orchestrator:cycle", {})
-
-    thread = threading.Thread(target=cycles)
-    thread.start()
-    try:
+    with each_second(lambda: mesh.post("/api/orchestrator:cycle", {})):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _learns(mesh: Mesh) -> bool:
