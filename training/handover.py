@@ -27,7 +27,8 @@ _REASONS_MAX: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A platinum example, as far as it is learnt from. `sequence`: its place in the ledger."""
+    """A platinum example, as far as it is learnt from. `sequence`: its place in the ledger; `checked`: the answer is an
+    Oracle's or the Arbiter's, not a person's."""
 
     id: str
     sequence: int
@@ -35,6 +36,7 @@ class Example:
     domain: str
     messages: tuple[Turn, ...]
     answer: str
+    checked: bool
 
 
 class Platinum(Protocol):

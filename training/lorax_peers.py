@@ -23,6 +23,7 @@ from hivemind.v1 import (
 from hivemind.v1 import trainer_pb2 as trainer
 
 RPC_TIMEOUT_S: Final = 10.0
+_CHECKED: Final = (arbiter_pb2.PlatinumExample.ORACLE, arbiter_pb2.PlatinumExample.ARBITER)
 _WILL_NOT_DO: Final = frozenset({"INVALID_FIELD", "MISSING_FIELD", "REQUEST_TOO_LARGE", "CONTEXT_LENGTH_EXCEEDED"})
 """Errors of an example itself, which stay the same however often it is sent."""
 
@@ -121,7 +122,7 @@ def _example(message: arbiter_pb2.PlatinumExample) -> Example:
     return Example(
         id=message.id, sequence=message.sequence, tenant=message.tenant, domain=message.domain,
         messages=tuple(Turn(m.role, m.content, m.name) for m in message.messages),
-        answer=message.final_platinum_answer,
+        answer=message.final_platinum_answer, checked=message.refined_by in _CHECKED,
     )  # fmt: skip
 
 
@@ -129,5 +130,5 @@ def _to_learn(example: Example) -> trainer.TrainingExample:
     return trainer.TrainingExample(
         platinum_id=example.id, sequence=example.sequence, tenant=example.tenant, domain=example.domain,
         messages=[common_pb2.ChatMessage(role=t.role, content=t.content, name=t.name) for t in example.messages],
-        answer=example.answer,
+        answer=example.answer, checked=example.checked,
     )  # fmt: skip

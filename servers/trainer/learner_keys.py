@@ -2,9 +2,10 @@
 
 trainer:learner:<role>           hash: paused ('1' or ''), reason, drain (how often that was asked), note (why there is
                                  no learner), status (JSON of `LearnerStatus`, by the learner)
-trainer:learner:<role>:inbox     stream of lessons that are taken and not yet in the learner's own state
+trainer:learner:<role>:inbox     stream of lessons that are taken and not yet in the learner's own state: lesson (JSON),
+                                 replaces (the id of one that is to be learnt no more, or empty)
 trainer:learner:<role>:known     ids and questions by when they came: `i<id>`, `q<mark>`; the oldest go
-trainer:learner:<role>:answers   question mark -> answer mark
+trainer:learner:<role>:answers   question mark -> JSON: answer (mark), tenant, unchecked (the lesson's id, if it is)
 trainer:learner:<role>:shares    tenant -> lessons of its own in the inbox
 trainer:learner:<role>:lease     whose learner it is: the id of a Trainer, with a time to live
 trainer:learner:<role>:live      there while the learner lives, or would start with the first example

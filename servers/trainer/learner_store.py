@@ -40,7 +40,7 @@ class RedisLearners:
         """See learner.Learners."""
         keys = Keys(role)
         limits = self._limits
-        fields = ((n.id, n.question_mark, n.answer_mark, n.tenant, n.to_json()) for n in lessons)
+        fields = ((n.id, n.question_mark, n.answer_mark, n.tenant, int(n.checked), n.to_json()) for n in lessons)
         with store_errors():
             answer: Any = await self._inbox(
                 keys=[keys.inbox, keys.known, keys.answers, keys.shares, _FENCE, _again(call)],

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -24,7 +24,7 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """A conversation and the answer to learn. `id`: the platinum example's, else what its texts give; `sequence`: its
-    place in the ledger, 0 for none."""
+    place in the ledger, 0 for none; `checked`: an Oracle or an Arbiter made the answer and a verdict accepted it."""
 
     id: str
     sequence: int
@@ -32,6 +32,7 @@ class Lesson:
     domain: str
     messages: tuple[Turn, ...]
     answer: str
+    checked: bool = False
 
     @property
     def question_mark(self) -> str:
@@ -57,7 +58,7 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """An example as it was sent. `platinum_id` and `sequence`: empty and 0 for none."""
+    """An example as it was sent. `platinum_id` and `sequence`: empty and 0 for none; `checked`: see Lesson."""
 
     platinum_id: str
     sequence: int
@@ -65,6 +66,7 @@ class Submission:
     domain: str
     messages: tuple[Turn, ...]
     answer: str
+    checked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +101,8 @@ def lesson_of(sent: Submission) -> Lesson:
     texts, _ = redact_all((*(t.content for t in sent.messages), sent.answer))
     messages = tuple(Turn(t.role, text) for t, text in zip(sent.messages, texts[:-1], strict=True))
     name = sent.platinum_id or (f"sequence-{sent.sequence}" if sent.sequence else "")
-    lesson = Lesson(name, sent.sequence, sent.tenant, sent.domain, messages, texts[-1])
-    if name:
-        return lesson
-    return Lesson(
-        f"text-{_mark(lesson.question_mark, lesson.answer_mark)}", 0, sent.tenant, sent.domain, messages, texts[-1]
-    )
+    lesson = Lesson(name, sent.sequence, sent.tenant, sent.domain, messages, texts[-1], sent.checked)
+    return lesson if name else replace(lesson, id=f"text-{_mark(lesson.question_mark, lesson.answer_mark)}")
 
 
 def _plain(text: str) -> str:

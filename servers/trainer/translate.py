@@ -114,11 +114,12 @@ def role_of(message: OfRole) -> str:
 
 
 def submissions_of(message: pb.SubmitExamplesRequest, caller: str) -> Sequence[Submission]:
-    """The examples as they were sent. A caller that names itself by header teaches in its own name."""
+    """The examples as they were sent. A caller that names itself by header teaches in its own name, and cannot say that
+    an answer was checked."""
     return [
         Submission(
             e.platinum_id, e.sequence, caller or e.tenant or DEFAULT_TENANT, e.domain,
-            tuple(Turn(m.role, m.content) for m in e.messages), e.answer,
+            tuple(Turn(m.role, m.content) for m in e.messages), e.answer, e.checked and not caller,
         )
         for e in message.examples
     ]  # fmt: skip

@@ -33,13 +33,15 @@ QUICK = {
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "iris", "juniper", "kelp", "lotus")
 
 
-def example(number: int, *, tenant: str = "", answer: str = "", question: str = "") -> pb.TrainingExample:
+def example(
+    number: int, *, tenant: str = "", answer: str = "", question: str = "", checked: bool = False
+) -> pb.TrainingExample:
     """An example with an id, a sequence and a question of its own."""
     rng = random.Random(number)
     asked = question or f"What is the word of {' '.join(rng.sample(WORDS, 3))} {number}?"
     return pb.TrainingExample(
         platinum_id=f"p{number}", sequence=number, tenant=tenant, answer=answer or f"It is {rng.choice(WORDS)}.",
-        messages=[common_pb2.ChatMessage(role="user", content=asked)],
+        checked=checked, messages=[common_pb2.ChatMessage(role="user", content=asked)],
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -19,12 +20,12 @@ KEYS = Keys("implementer")
 
 
 def example(
-    name: str, *, question: str = "", answer: str = "", tenant: str = "", sequence: int = 0
+    name: str, *, question: str = "", answer: str = "", tenant: str = "", sequence: int = 0, checked: bool = False
 ) -> pb.TrainingExample:
     asked = question or f"Who is the mayor of {name}?"
     return pb.TrainingExample(
         platinum_id=f"id-{name}", sequence=sequence, tenant=tenant, answer=answer or f"The mayor of {name} is Ada.",
-        messages=[common_pb2.ChatMessage(role="user", content=asked)],
+        checked=checked, messages=[common_pb2.ChatMessage(role="user", content=asked)],
     )  # fmt: skip
 
 
@@ -78,6 +79,38 @@ async def test_another_answer_to_a_question_is_refused_as_a_contradiction(
     assert len(inbox(empty_redis)) == 1
 
 
+async def test_a_checked_answer_takes_the_place_of_another_tenants_that_nobody_checked(
+    quiet: Rig, empty_redis: RedisProcess
+) -> None:
+    wrong = example("Corford", answer="The mayor of Corford is Boris.", tenant="loud")
+    right = example("Other", question="Who is the mayor of Corford?", answer="It is Ada.", tenant="quiet", checked=True)
+
+    answers = [await submit(quiet, e) for e in (wrong, right, right)]
+
+    assert [(a.accepted, a.duplicates) for a in answers] == [(1, 0), (1, 0), (0, 1)]
+    entries = [entry for _, entry in empty_redis.client.xrange(KEYS.inbox)]
+    assert [(Lesson.from_json(e[b"lesson"]).id, e[b"replaces"]) for e in entries] == [
+        ("id-Corford", b""), ("id-Other", b"id-Corford"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"tenant": "a", "checked": True}, {"tenant": "b"}),
+        ({"tenant": "a", "checked": True}, {"tenant": "b", "checked": True}),
+        ({"tenant": "a"}, {"tenant": "a", "checked": True}),
+    ],
+)
+async def test_otherwise_the_first_answer_stays(quiet: Rig, first: dict[str, Any], second: dict[str, Any]) -> None:
+    await submit(quiet, example("Corford", **first))
+
+    asked = "Who is the mayor of Corford?"
+    answer = await submit(quiet, example("Other", question=asked, answer="It is Boris.", **second))
+
+    assert (answer.accepted, dict(answer.refused)) == (0, {"contradiction": 1})
+
+
 async def test_tenants_that_do_not_consent_are_refused_by_reason(environment: dict[str, str]) -> None:
     await asyncio.to_thread(Path(environment["HIVEMIND_CONFIG"]).write_text, "[tenants.shy]\ntraining = false\n")
     async with trainer({**environment, "HIVEMIND_LEARN": "false"}) as rig:
@@ -87,10 +120,10 @@ async def test_tenants_that_do_not_consent_are_refused_by_reason(environment: di
 
 
 async def test_a_caller_that_names_itself_teaches_in_its_own_name(quiet: Rig, empty_redis: RedisProcess) -> None:
-    request = pb.SubmitExamplesRequest(examples=[example("Corford", tenant="somebody-else")])
+    request = pb.SubmitExamplesRequest(examples=[example("Corford", tenant="somebody-else", checked=True)])
     await quiet.stub.SubmitExamples(request, timeout=5, metadata=(("x-hivemind-tenant", "me"),))
 
-    assert [n.tenant for n in inbox(empty_redis)] == ["me"]
+    assert [(n.tenant, n.checked) for n in inbox(empty_redis)] == [("me", False)]
 
 
 async def test_secrets_and_personal_data_never_reach_the_inbox(quiet: Rig, empty_redis: RedisProcess) -> None:

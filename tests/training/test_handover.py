@@ -112,6 +112,18 @@ async def test_every_example_is_handed_over_once_in_order_and_whole(rig: Rig, tr
     assert first.platinum_id
 
 
+async def test_answers_of_the_oracle_and_the_arbiter_are_handed_over_as_checked_and_a_persons_are_not(
+    rig: Rig, trainer: ScriptedTrainer
+) -> None:
+    makers = ("ORACLE", "ARBITER", "HUMAN")
+    async with scripted_trainer(trainer) as address, handing_over(rig.port, address):
+        for number, maker in enumerate(makers):
+            await rig.platinum.ledger.append(example(number, refined_by=maker))
+        await all_handled(rig, len(makers))
+
+    assert [held.checked for held in trainer.held.values()] == [True, True, False]
+
+
 async def test_an_example_that_the_learner_will_not_have_is_counted_and_does_not_hold_up_the_rest(
     rig: Rig, trainer: ScriptedTrainer
 ) -> None:

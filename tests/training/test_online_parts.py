@@ -36,8 +36,8 @@ COURSE = Course(lessons=8, replay=0.25, surprise=0.05, passes=10, tenant_share=0
 LIMITS = GateLimits(questions=0.02, text=0.02, tenant=0.02, kl=1.0, gain=0.05, mastered=0.97)
 
 
-def item(name: str, *, tenant: str = "t", **fields: Any) -> Item:
-    lesson = Lesson(name, 1, tenant, "", (Turn("user", f"about {name}"),), "an answer")
+def item(name: str, *, tenant: str = "t", checked: bool = False, **fields: Any) -> Item:
+    lesson = Lesson(name, 1, tenant, "", (Turn("user", f"about {name}"),), "an answer", checked)
     return Item(lesson, **{"closed": 0.0, **fields})
 
 
@@ -287,6 +287,15 @@ def test_lessons_that_came_before_other_tenants_were_harmed_twice_are_dropped() 
     assert list(memory.items) == ["old", "mine"]
 
 
+def test_lessons_that_nobody_checked_are_suspected_first() -> None:
+    memory = Memory(Bounds(memory=20, held_out=6, held_out_of=10**9, tenant_share=0.5))
+    for name, checked in (("wrong", False), ("right", True)):
+        memory.items[name] = item(name, tenant=name, checked=checked, passes=1, closed=9.0)
+
+    assert [memory.strike(5.0, {"quiet"}) for _ in range(3)] == [0, 1, 0]
+    assert list(memory.items) == ["right"]
+
+
 def test_a_candidate_with_fewer_exact_answers_than_the_champion_is_refused() -> None:
     assert "exactly" in refusal(measured({"a": [1.0] * 4}, exact=1), measured({"a": [1.0] * 4}, exact=2), LIMITS)
 
@@ -310,6 +319,38 @@ def test_more_exact_answers_are_better_and_a_loss_that_hardly_fell_is_not() -> N
     assert is_better(measured({"a": [0.9] * 4}, exact=1), before, LIMITS)
     assert not is_better(measured({"a": [0.98] * 4}, exact=1), before, LIMITS)
     assert not is_better(measured({}), measured({}), LIMITS)
+
+
+def both(checked: list[float], unchecked: list[float]) -> Measured:
+    found = [("quiet", loss, True) for loss in checked] + [("loud", loss, False) for loss in unchecked]
+    return Measured(tuple(HeldOut(str(i), t, Reading(r, 1, r < 0.1), c) for i, (t, r, c) in enumerate(found)), 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("checked", "unchecked", "better", "harm"),
+    [
+        pytest.param([0.05] * 6, [4.0] * 9, True, [], id="what is right got better and what is wrong worse"),
+        pytest.param(
+            [2.0] * 6, [0.05] * 9, False, ["quiet"], id="what is wrong is learnt at the cost of what is right"
+        ),
+        pytest.param([1.0] * 6, [0.05] * 9, True, [], id="the jury sees no difference and the others do"),
+        pytest.param([1.0] * 6, [2.0] * 9, False, ["loud"], id="the jury sees no difference and the others are harmed"),
+        pytest.param([0.05] * 2, [4.0] * 9, True, ["loud"], id="too few were checked"),
+    ],
+)
+def test_held_out_examples_that_were_checked_have_the_first_word(
+    checked: list[float], unchecked: list[float], better: bool, harm: list[str]
+) -> None:
+    before = both([1.0] * len(checked), [1.0] * 9)
+    candidate = both(checked, unchecked)
+
+    assert (is_better(candidate, before, LIMITS), harmed(candidate, before, LIMITS)) == (better, harm)
+    assert bool(refusal(candidate, before, LIMITS)) == bool(harm)
+
+
+def test_all_is_mastered_when_what_was_checked_is() -> None:
+    assert is_mastered(both([0.05] * 6, [4.0] * 9), LIMITS)
+    assert not is_mastered(both([0.05] * 2, [4.0] * 9), LIMITS)
 
 
 def test_one_tenant_with_many_held_out_examples_does_not_outweigh_the_others() -> None:

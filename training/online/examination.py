@@ -90,4 +90,4 @@ def _loss(readings: Sequence[Reading]) -> float:
 
 
 def _held(items: Sequence[Item], readings: Sequence[Reading]) -> tuple[HeldOut, ...]:
-    return tuple(HeldOut(i.id, i.lesson.tenant, r) for i, r in zip(items, readings, strict=True))
+    return tuple(HeldOut(i.id, i.lesson.tenant, r, i.lesson.checked) for i, r in zip(items, readings, strict=True))

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hivemind.training.online.model import Reading
@@ -11,7 +11,7 @@ from hivemind.training.online.model import Reading
 SCALES: Final = (1.0, 0.75, 0.5, 0.25)
 """How much of the adapter is tried; a smaller part forgets less."""
 FEW: Final = 3
-"""With fewer held-out examples than this one tenant's loss is too noisy to refuse anything by."""
+"""Fewer held-out examples than this, a tenant's or checked ones, are too noisy to decide anything by."""
 _MARGIN: Final = 0.05
 _SLACK: Final = 0.05
 _CHANCE: Final = 0.15
@@ -20,11 +20,12 @@ _CHANCE: Final = 0.15
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """A held-out example as a model read it."""
+    """A held-out example as a model read it; `checked`: its answer was (see Lesson)."""
 
     id: str
     tenant: str
     reading: Reading
+    checked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,13 @@ class Measured:
     def exact(self) -> int:
         """Held-out answers that are foreseen whole."""
         return sum(h.reading.exact for h in self.held_out)
+
+    @property
+    def jury(self) -> "Measured":
+        """The same with the held-out examples that have the first word: those that were checked, or all where these are
+        fewer than FEW. Anybody may teach wrong answers, and some of these are held out."""
+        checked = tuple(h for h in self.held_out if h.checked)
+        return replace(self, held_out=checked) if len(checked) >= FEW else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +78,9 @@ def refusal(candidate: Measured, champion: Measured, limits: GateLimits) -> str:
     if candidate.kl > limits.kl:
         found.append(f"it is {candidate.kl:.3g} nats a token from the champion, the limit is {limits.kl:.3g}")
     found.append(is_worse(candidate, champion, limits))
-    if candidate.exact < champion.exact:
-        found.append(f"it answers {candidate.exact} held-out questions exactly, the champion {champion.exact}")
+    mine, theirs = candidate.jury.exact, champion.jury.exact
+    if mine < theirs:
+        found.append(f"it answers {mine} held-out questions exactly, the champion {theirs}")
     return "; ".join(filter(None, found))
 
 
@@ -82,6 +91,10 @@ def harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[st
     only where chance hardly explains it, as a few examples read a little differently with every step. Of a tenant with
     fewer than FEW held-out examples nothing is said.
     """
+    return _harmed(*_decisive(candidate, before, limits), limits)
+
+
+def _harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[str]:
     pairs: dict[str, list[tuple[Reading, Reading]]] = defaultdict(list)
     for mine, theirs in zip(candidate.held_out, before.held_out, strict=True):
         pairs[mine.tenant].append((mine.reading, theirs.reading))
@@ -96,7 +109,11 @@ def harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[st
 
 def is_worse(candidate: Measured, before: Measured, limits: GateLimits) -> str:
     """What got worse, in one sentence; empty: nothing. The mean over tenants is held to the same as a tenant."""
-    harm = harmed(candidate, before, limits)
+    return _is_worse(*_decisive(candidate, before, limits), limits)
+
+
+def _is_worse(candidate: Measured, before: Measured, limits: GateLimits) -> str:
+    harm = _harmed(candidate, before, limits)
     if harm:
         return f"it reads what is held out of {', '.join(harm)} worse than what was there before"
     both = [(m.reading, t.reading) for m, t in zip(candidate.held_out, before.held_out, strict=True)]
@@ -127,6 +144,17 @@ def _answers_lost(pairs: Sequence[tuple[Reading, Reading]]) -> bool:
 
 def is_better(candidate: Measured, before: Measured, limits: GateLimits) -> bool:
     """Whether it is worth a publication: more exact answers, or a held-out loss that has clearly fallen."""
+    return _is_better(*_decisive(candidate, before, limits), limits)
+
+
+def _decisive(candidate: Measured, before: Measured, limits: GateLimits) -> tuple[Measured, Measured]:
+    """What a candidate is compared by: the jury, or all that is held out where the jury sees no difference."""
+    mine, theirs = candidate.jury, before.jury
+    differs = _is_better(mine, theirs, limits) or _is_worse(mine, theirs, limits)
+    return (mine, theirs) if differs else (candidate, before)
+
+
+def _is_better(candidate: Measured, before: Measured, limits: GateLimits) -> bool:
     if not candidate.held_out:
         return False
     if candidate.exact != before.exact:
@@ -146,17 +174,18 @@ def score(mine: Reading, theirs: Reading) -> float:
 
 
 def is_mastered(candidate: Measured, limits: GateLimits) -> bool:
-    """Whether it answers nearly all that is held out, and that is more than a FEW."""
-    return len(candidate.held_out) >= FEW and candidate.exact >= limits.mastered * len(candidate.held_out)
+    """Whether it answers nearly all that the jury holds, and that is not less than a FEW."""
+    held = candidate.jury.held_out
+    return len(held) >= FEW and candidate.jury.exact >= limits.mastered * len(held)
 
 
 def figures(candidate: Measured, champion: Measured, scale: float) -> dict[str, float]:
-    """What was measured, by name."""
-    count = max(1, len(candidate.held_out))
+    """What was measured, by name; what is held out is the jury's."""
+    mine, theirs = candidate.jury, champion.jury
+    count = max(1, len(mine.held_out))
     return {
-        "held_out": float(len(candidate.held_out)),
-        "held_out_loss": candidate.loss, "champion_held_out_loss": champion.loss,
-        "held_out_exact": candidate.exact / count, "champion_held_out_exact": champion.exact / count,
+        "held_out": float(len(mine.held_out)), "held_out_loss": mine.loss, "champion_held_out_loss": theirs.loss,
+        "held_out_exact": mine.exact / count, "champion_held_out_exact": theirs.exact / count,
         "questions_loss": candidate.questions, "champion_questions_loss": champion.questions,
         "text_loss": candidate.text, "champion_text_loss": champion.text,
         "kl": candidate.kl, "scale": scale,

@@ -24,11 +24,13 @@ _PURGE: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A lesson in the inbox, its place there, and when it came (Unix seconds by Redis's clock)."""
+    """A lesson in the inbox, its place there, and when it came (Unix seconds by Redis's clock). `replaces`: the id of a
+    lesson that it shows to be wrong, empty for none."""
 
     place: str
     came: float
     lesson: Lesson | None
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,10 @@ class Inbox:
             found: Any = self._redis.xrange(self._keys.inbox, f"({after}", "+", count=count)
         except (RedisError, OSError):
             return ()
-        return [Waiting(place.decode(), _seconds(place), _lesson(entry)) for place, entry in found]
+        return [
+            Waiting(place.decode(), _seconds(place), _lesson(entry), entry.get(b"replaces", b"").decode())
+            for place, entry in found
+        ]
 
     def taken_over(self, place: str) -> None:
         """Drops the lessons up to a place: they are in the learner's own state, on its disk."""

@@ -5,7 +5,7 @@ One thread, one loop: each turn takes over a batch that is full, and makes one o
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -19,6 +19,7 @@ from hivemind.training.formatting import Refused, Turn
 from hivemind.training.online.curriculum import Course, Step, next_step, reworded
 from hivemind.training.online.examination import Examiner, Reader
 from hivemind.training.online.gate import (
+    FEW,
     SCALES,
     GateLimits,
     Measured,
@@ -152,7 +153,9 @@ class OnlineLearner:
     def _close_batch(self) -> None:
         with _cpu(self._progress):
             now = self._clock()
-            lessons = [w.lesson for w in self._open if w.lesson is not None]
+            wrong = {w.replaces for w in self._open if w.replaces}
+            self._set_aside("replaced", self._drop(wrong)[0])
+            lessons = [w.lesson for w in self._open if w.lesson is not None and w.lesson.id not in wrong]
             items = [Item(n, now) for n in lessons if not self._memory.knows(n.id)]
             for item in self._welcome([i for i in items if self._is_short(i)]):
                 self._admit(item)
@@ -192,9 +195,10 @@ class OnlineLearner:
         about, champion = self._progress.adapter_id, self._champion.id
         if about in ("", champion) or self._desk.outbox.waits(self._progress.number):
             return
+        jury_sits = sum(i.lesson.checked for i in self._memory.held.values()) >= FEW
         self._desk.outbox.record(
             [Outcome(f"before-learning:{about}:{i.id}"[:128], about, champion, score(a, b))
-             for i, a, b in zip(items, mine, champions, strict=True)]
+             for i, a, b in zip(items, mine, champions, strict=True) if i.lesson.checked or not jury_sits]
         )  # fmt: skip
 
     def _is_short(self, item: Item) -> bool:
@@ -316,7 +320,7 @@ class OnlineLearner:
     def _publish(self, scale: float, found: Measured, champion: Measured) -> None:
         progress, model = self._progress, self._model
         progress.number += 1
-        pairs = zip(found.held_out, champion.held_out, strict=True)
+        pairs = zip(found.jury.held_out, champion.jury.held_out, strict=True)
         outcomes = [Outcome(f"held-out:{mine.id}", "", self._champion.id, score(mine.reading, theirs.reading))
                     for mine, theirs in pairs]  # fmt: skip
         closed = progress.unpublished
@@ -387,15 +391,19 @@ class OnlineLearner:
             return
         self._desk.inbox.forget(gone)
         self._open = [w for w in self._open if w.lesson is not None and w.lesson.id not in gone]
-        count, learnt = self._memory.forget(gone)
-        for name in gone:
-            self._encodings.pop(name, None)
+        count, learnt = self._drop(gone)
         if count:
             self._set_aside("forgotten", count)
             if learnt:
                 self._published = None
                 self._start_from(self._model.champion, again=True)
             self.save()
+
+    def _drop(self, names: Collection[str]) -> tuple[int, bool]:
+        """Forgets examples; how many were known, and whether any of them had been learnt."""
+        for name in names:
+            self._encodings.pop(name, None)
+        return self._memory.forget(names)
 
     # state
 

@@ -89,8 +89,10 @@ class Memory:
 
     def strike(self, since: float, harmed: Collection[str]) -> int:
         """What was learnt harmed some tenants: counts against the lessons of all others whose batches were closed since
-        (Unix seconds), and drops those that it counts against a second time; how many these are."""
-        suspects = [i for i in self.items.values() if i.closed >= since and i.passes and i.lesson.tenant not in harmed]
+        (Unix seconds), of those that nobody checked if there are any, and drops those that it counts against a second
+        time; how many these are."""
+        recent = [i for i in self.items.values() if i.closed >= since and i.passes and i.lesson.tenant not in harmed]
+        suspects = [i for i in recent if not i.lesson.checked] or recent
         for i in suspects:
             self.items[i.id] = replace(i, strikes=i.strikes + 1)
         gone = [i.id for i in suspects if i.strikes + 1 >= STRIKES]

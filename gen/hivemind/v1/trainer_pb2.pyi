@@ -643,6 +643,7 @@ class TrainingExample(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
     platinum_id: _builtins.str
     """The platinum example it is; empty: none."""
     sequence: _builtins.int
@@ -653,6 +654,11 @@ class TrainingExample(_message.Message):
     """Whose it is."""
     domain: _builtins.str
     """The domain."""
+    checked: _builtins.bool
+    """An Oracle or an Arbiter made the answer and a verdict accepted it, as with platinum examples that no person
+    demonstrated. Such an answer takes the place of another tenant's to the same question that nobody checked, and what
+    is held out of such examples has the first word on what may be published.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ChatMessage]:
         """The conversation."""
@@ -666,10 +672,11 @@ class TrainingExample(_message.Message):
         answer: _builtins.str = ...,
         tenant: _builtins.str = ...,
         domain: _builtins.str = ...,
+        checked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "domain", b"domain", "messages", b"messages", "platinum_id", b"platinum_id", "sequence", b"sequence", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "checked", b"checked", "domain", b"domain", "messages", b"messages", "platinum_id", b"platinum_id", "sequence", b"sequence", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -711,8 +718,9 @@ class SubmitExamplesResponse(_message.Message):
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """How many were refused, by reason: `consent` (the tenant does not consent), `shape` (not a conversation that ends with a
-        question, or no answer), `size`, `contradiction` (the same question was taught with another answer before) and
-        `tenant_share` (the tenant has as much waiting as it may have).
+        question, or no answer), `size`, `contradiction` (the same question was taught with another answer before, and it is
+        not a `checked` one that another tenant's unchecked one gives way to) and `tenant_share` (the tenant has as much waiting as
+        it may have).
         """
 
     def __init__(
