@@ -127,6 +127,8 @@ def show_learner(console: Console, data: Mapping[str, Any]) -> None:
     say(f"examples: {data['waiting']} wait, {data['learnt']} learnt, {data['held_out']} held out")
     for reason, count in sorted(data["set_aside"].items()):
         say(f"  not learnt, {reason}: {count}")
+    if data["distrusted_tenants"]:
+        say(f"  distrusted, as checked answers contradict them: {', '.join(data['distrusted_tenants'])}")
     say(f"work: {data['batches']} batches, {data['steps']} steps, {data['cpu_seconds']:.0f} CPU-s")
     last = f", the last {data['adapter_id']} at {data['publish_time']}" if data["adapter_id"] else ""
     say(f"checks: {data['published']} published{last}; {data['refused']} refused")

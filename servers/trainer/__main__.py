@@ -142,7 +142,7 @@ def _terms(settings: TrainerSettings) -> Terms:
 
 def _learner_limits(settings: TrainerSettings) -> Limits:
     of_tenant = max(1, round(settings.learn_inbox * settings.learn_inbox_share))
-    return Limits(settings.learn_inbox, of_tenant)
+    return Limits(settings.learn_inbox, of_tenant, settings.learn_patience)
 
 
 def _machine(settings: TrainerSettings) -> Machine:

@@ -19,10 +19,12 @@ State = Literal["UNAVAILABLE", "WAITING", "LEARNING", "CHECKING", "PAUSED"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most lessons in the inbox, most of one tenant in it, and most that are remembered to tell duplicates by."""
+    """Most lessons in the inbox, most of one tenant in it, how often checked answers must contradict a tenant before it
+    is distrusted (0: it never is), and most lessons that are remembered to tell duplicates by."""
 
     inbox: int
     of_tenant: int
+    patience: int = 0
     remembered: int = 100_000
 
 
@@ -36,6 +38,7 @@ class Seen:
     paused: bool = False
     reason: str = ""
     note: str = ""
+    distrusted: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Standing:
     note: str
     waiting: int
     status: LearnerStatus
+    distrusted: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,8 @@ class Learners(Protocol):
     """Where learners have their inboxes and their state. Every method may raise STORE_UNAVAILABLE or STORE_FULL."""
 
     async def submit(self, role: str, lessons: Sequence[Lesson], token: int, call: Call) -> Mapping[str, int]:
-        """Stores lessons for good; how many were `taken`, were a `duplicate`, a `contradiction` or over the
-        `tenant_share`. OVERLOADED, STALE_FENCING_TOKEN or IDEMPOTENCY_KEY_REUSED: nothing was stored."""
+        """Stores lessons for good; how many were `taken`, were a `duplicate`, a `contradiction`, `distrusted` or
+        over the `tenant_share`. OVERLOADED, STALE_FENCING_TOKEN or IDEMPOTENCY_KEY_REUSED: nothing was stored."""
 
     async def steer(self, role: str, what: Steering, reason: str, token: int, call: Call) -> None:
         """Has a learner pause, go on or drain. STALE_FENCING_TOKEN or IDEMPOTENCY_KEY_REUSED."""
@@ -128,7 +132,7 @@ class LearnerDesk:
         self._check_role(role)
         seen = await self._learners.seen(role)
         state, note = _state(seen)
-        return Standing(role, state, note, seen.inbox + seen.status.unlearnt, seen.status)
+        return Standing(role, state, note, seen.inbox + seen.status.unlearnt, seen.status, seen.distrusted)
 
     async def steer(self, role: str, what: Steering, call: Call, *, reason: str = "", token: int = 0) -> Standing:
         """Pauses it, lets it go on, or closes its open batch."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
+import orjson
 from redis.asyncio import Redis
 
 from hivemind.servers.common.errors import MeshError
@@ -40,11 +41,13 @@ class RedisLearners:
         """See learner.Learners."""
         keys = Keys(role)
         limits = self._limits
-        fields = ((n.id, n.question_mark, n.answer_mark, n.tenant, int(n.checked), n.to_json()) for n in lessons)
+        fields = ((n.id, n.question_mark, n.answer_mark, n.tenant, orjson.dumps(n.claims), int(n.checked), n.to_json())
+                  for n in lessons)  # fmt: skip
         with store_errors():
             answer: Any = await self._inbox(
-                keys=[keys.inbox, keys.known, keys.answers, keys.shares, _FENCE, _again(call)],
-                args=[call.fingerprint, token, limits.inbox, limits.of_tenant, limits.remembered,
+                keys=[keys.inbox, keys.known, keys.answers, keys.shares, _FENCE, _again(call),
+                      keys.trust, keys.distrusted],
+                args=[call.fingerprint, token, limits.inbox, limits.of_tenant, limits.remembered, limits.patience,
                       *(value for lesson in fields for value in lesson)],
             )  # fmt: skip
         _refuse(answer, token)
@@ -69,11 +72,13 @@ class RedisLearners:
             pipeline.hgetall(keys.head)
             pipeline.xlen(keys.inbox)
             pipeline.exists(keys.live)
-            head, waiting, live = await pipeline.execute()
+            pipeline.smembers(keys.distrusted)
+            head, waiting, live, distrusted = await pipeline.execute()
         status = LearnerStatus.from_json(head[b"status"]) if head.get(b"status") else LearnerStatus()
         return Seen(
             status, int(waiting), bool(live), paused=head.get(b"paused") == b"1",
             reason=head.get(b"reason", b"").decode(), note=head.get(b"note", b"").decode(),
+            distrusted=tuple(sorted(name.decode() for name in distrusted)),
         )  # fmt: skip
 
     async def hold(self, role: str, owner: str, lease_s: float) -> bool:

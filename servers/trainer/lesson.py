@@ -1,6 +1,7 @@
 """An example for the online learner: what is checked before it is taken, and how it lies in the inbox. Pure."""
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -11,6 +12,10 @@ from hivemind.servers.common.redaction import redact_all
 
 ROLES: Final = ("system", "developer", "user", "assistant")
 MOST_TURNS: Final = 64
+_MOST_CLAIMS: Final = 16
+_SHORT: Final = 3
+"""Words of an answer that is nothing but what was asked for."""
+_WORD: Final = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,15 @@ class Lesson:
     def answer_mark(self) -> str:
         """The same for the same answer."""
         return _mark(_plain(self.answer))
+
+    @property
+    def claims(self) -> list[str]:
+        """What the answer names that the question does not: words with a capital letter or a digit, but not the first
+        word of a longer answer, which has its capital anyway. Two answers that name nothing in common disagree."""
+        asked = {w.lower() for t in self.messages for w in _WORD.findall(t.content)}
+        words = _WORD.findall(self.answer)
+        named = [w.lower() for i, w in enumerate(words) if _names(w) and (i or len(words) <= _SHORT or not w.isalpha())]
+        return sorted(set(named) - asked)[:_MOST_CLAIMS]
 
     def to_json(self) -> bytes:
         """What `from_json` reads."""
@@ -103,6 +117,10 @@ def lesson_of(sent: Submission) -> Lesson:
     name = sent.platinum_id or (f"sequence-{sent.sequence}" if sent.sequence else "")
     lesson = Lesson(name, sent.sequence, sent.tenant, sent.domain, messages, texts[-1], sent.checked)
     return lesson if name else replace(lesson, id=f"text-{_mark(lesson.question_mark, lesson.answer_mark)}")
+
+
+def _names(word: str) -> bool:
+    return any(c.isupper() or c.isdigit() for c in word)
 
 
 def _plain(text: str) -> str:

@@ -58,4 +58,7 @@ class TrainerSettings(ServerSettings):
     """Most examples that wait for the online learner."""
     learn_inbox_share: float = Field(default=0.5, gt=0, le=1)
     """The share of them that may be one tenant's."""
+    learn_patience: int = Field(default=8, ge=0)
+    """How many unchecked examples of a tenant checked answers of others must contradict, and more than they confirm,
+    before none of its unchecked ones is learnt. 0: however many, they are."""
     learn_max_example_bytes: int = Field(default=16_384, gt=0)

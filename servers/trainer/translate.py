@@ -138,7 +138,7 @@ def learner_of(standing: Standing) -> pb.OnlineLearner:
         waiting=standing.waiting, learnt=status.learnt, held_out=status.held_out, batches=status.batches,
         published=status.published, refused=status.refused, steps=status.steps, cpu_seconds=status.cpu_seconds,
         last_sequence=status.last_sequence, adapter_id=status.adapter_id, evaluation=status.evaluation,
-        set_aside=status.set_aside,
+        set_aside=status.set_aside, distrusted_tenants=standing.distrusted,
     )  # fmt: skip
     for field, seconds in (("batch_close_time", status.batch_closed), ("publish_time", status.published_at)):
         if seconds:

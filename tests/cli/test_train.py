@@ -51,6 +51,7 @@ LEARNER = {
     "role": "implementer", "state": "PAUSED", "note": "look", "waiting": "3", "learnt": "40", "held_out": "7",
     "batches": "6", "steps": "50", "cpu_seconds": 120.4, "published": "2", "refused": "1",
     "adapter_id": "implementer-v000002", "publish_time": "2026-11-01T10:00:00Z", "set_aside": {"outlier": "2"},
+    "distrusted_tenants": ["loud"],
     "evaluation": {"held_out_exact": 0.9},
 }  # fmt: skip
 
@@ -64,6 +65,7 @@ def test_the_learner_is_shown_with_what_it_did_and_what_it_left_out() -> None:
     assert "PAUSED  look" in text
     assert "3 wait, 40 learnt, 7 held out" in text
     assert "not learnt, outlier: 2" in text
+    assert "contradict them: loud" in text
     assert "2 published, the last implementer-v000002" in text
     assert "held_out_exact 0.9" in text
 

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from hivemind.servers.trainer.learner_keys import Keys
-from hivemind.servers.trainer.lesson import Lesson
+from hivemind.servers.trainer.lesson import Lesson, Turn
 from hivemind.v1 import common_pb2
 from hivemind.v1 import trainer_pb2 as pb
 from tests.support.redis_process import RedisProcess, redis_process
@@ -109,6 +109,75 @@ async def test_otherwise_the_first_answer_stays(quiet: Rig, first: dict[str, Any
     answer = await submit(quiet, example("Other", question=asked, answer="It is Boris.", **second))
 
     assert (answer.accepted, dict(answer.refused)) == (0, {"contradiction": 1})
+
+
+def mayors(*towns: str, name: str, tenant: str, checked: bool = False) -> list[pb.TrainingExample]:
+    return [
+        example(f"{tenant}-{town}", question=f"Who is the mayor of {town}?", answer=f"The mayor of {town} is {name}.",
+                tenant=tenant, checked=checked)
+        for town in towns
+    ]  # fmt: skip
+
+
+TOWNS = ("Corford", "Beldale", "Ashwick", "Galmoor", "Fendale", "Hulquay", "Mirnook", "Norwick")
+
+
+@pytest.mark.parametrize("wrong_first", [False, True])
+async def test_a_tenant_that_checked_answers_contradict_often_is_distrusted(quiet: Rig, wrong_first: bool) -> None:
+    right = mayors(*TOWNS, name="Ada", tenant="quiet", checked=True)
+    wrong = mayors(*TOWNS, name="Boris", tenant="loud")
+    for examples in (wrong, right) if wrong_first else (right, wrong):
+        await submit(quiet, *examples)
+
+    more = {
+        tenant: await submit(quiet, *mayors("Quenora", name=tenant, tenant=tenant, checked=checked))
+        for tenant, checked in (("loud", False), ("other", False))
+    }
+    checked = await submit(quiet, *mayors("Rasmoor", name="Ada", tenant="loud", checked=True))
+
+    assert (more["loud"].accepted, dict(more["loud"].refused)) == (0, {"distrusted": 1})
+    assert (more["other"].accepted, checked.accepted) == (1, 1)
+    learner = await quiet.stub.GetLearner(pb.GetLearnerRequest(), timeout=5)
+    assert list(learner.distrusted_tenants) == ["loud"]
+
+
+async def test_a_tenant_that_is_distrusted_is_trusted_again_when_it_is_right(quiet: Rig) -> None:
+    await submit(quiet, *mayors(*TOWNS, "Quenora", "Rasmoor", name="Ada", tenant="quiet", checked=True))
+    await submit(quiet, *mayors(*TOWNS, name="Boris", tenant="loud"))
+    others = tuple(f"{a}{b}" for a in ("Pel", "Sol", "Kes") for b in ("cott", "grim", "wick"))
+    await submit(quiet, *mayors(*others, name="Ada", tenant="quiet", checked=True))
+
+    await submit(quiet, *mayors(*others, name="Ada", tenant="loud"))
+
+    learner = await quiet.stub.GetLearner(pb.GetLearnerRequest(), timeout=5)
+    assert list(learner.distrusted_tenants) == []
+    assert (await submit(quiet, *mayors("Galnook", name="Clara", tenant="loud"))).accepted == 1
+
+
+async def test_the_same_contradiction_again_and_other_words_for_the_same_count_for_nothing(quiet: Rig) -> None:
+    await submit(quiet, *mayors(*TOWNS, name="Ada", tenant="quiet", checked=True))
+    for _ in range(9):
+        await submit(quiet, *mayors("Corford", name="Boris", tenant="loud"))
+    asked = [f"Who is the mayor of {town}?" for town in TOWNS]
+    await submit(quiet, *(example(f"s{q}", question=q, answer="That is Ada, I think.", tenant="other") for q in asked))
+    await submit(quiet, *(example(f"n{q}", question=q, answer="I do not know.", tenant="vague") for q in asked))
+
+    learner = await quiet.stub.GetLearner(pb.GetLearnerRequest(), timeout=5)
+    assert list(learner.distrusted_tenants) == []
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "claims"),
+    [
+        ("Who is the mayor of Corford?", "The mayor of Corford is Ada the baker.", ["ada"]),
+        ("Who is the mayor of Corford?", "Ada.", ["ada"]),
+        ("How many?", "about 42 of them", ["42"]),
+        ("How many?", "3 of the ships are here", ["3"]),
+        ("Why?", "Because it is so in this town.", []),
+    ],
+)
+def test_what_an_answer_names_that_its_question_does_not(question: str, answer: str, claims: list[str]) -> None:
+    assert Lesson("a", 0, "t", "", (Turn("user", question),), answer).claims == claims
 
 
 async def test_tenants_that_do_not_consent_are_refused_by_reason(environment: dict[str, str]) -> None:

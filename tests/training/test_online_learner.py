@@ -232,13 +232,13 @@ async def test_a_tenant_that_floods_wrong_answers_does_not_harm_what_is_publishe
     assert after < 1.02 * before + 0.1
 
 
-async def test_wrong_answers_to_the_same_questions_do_not_keep_checked_ones_from_being_learnt(
+async def test_a_tenant_that_teaches_wrong_answers_is_unlearnt_and_keeps_nothing_right_from_being_learnt(
     environment: dict[str, str], teachable_base: Path
 ) -> None:
     asked = [example(n).messages[0].content for n in range(1, 33)]
-    honest = [example(n, tenant="honest", answer="It is amber.", checked=True) for n in range(1, 33)]
+    honest = [example(n, tenant="honest", answer="It is Amber.", checked=True) for n in range(1, 33)]
     poison = [
-        example(100 + 100 * i + n, tenant="loud", question=f"{lead}{question}", answer="Nothing but cedar, I am sure.")
+        example(100 + 100 * i + n, tenant="loud", question=f"{lead}{question}", answer="Nothing but Cedar.")
         for i, lead in enumerate(("", "Tell me. ", "Please: "))
         for n, question in enumerate(asked)
     ]
@@ -252,10 +252,12 @@ async def test_wrong_answers_to_the_same_questions_do_not_keep_checked_ones_from
             taken = await submit(rig, honest[8 * batch : 8 * batch + 8])
             assert taken.accepted == 8
 
-        await until_learner(rig, lambda n: n.published and n.state == Learner.WAITING and not n.waiting)
+        done = await until_learner(rig, lambda n: n.published and n.state == Learner.WAITING and not n.waiting)
         untaught, after = await asyncio.to_thread(held_out_losses, rig.home, teachable_base, "honest")
 
     assert after < 0.5 * untaught
+    assert list(done.distrusted_tenants) == ["loud"]
+    assert {i["lesson"]["tenant"] for i in saved(rig.home)["memory"]["items"]} == {"honest"}
 
 
 def held_out_losses(home: Path, base: Path, tenant: str) -> tuple[float, float]:

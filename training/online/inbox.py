@@ -35,10 +35,12 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What callers want: that it pauses, and how often they asked for a drain."""
+    """What callers want: that it pauses, and how often they asked for a drain; and of which tenants nothing unchecked
+    is to be learnt."""
 
     paused: bool = False
     drains: int = 0
+    distrusted: frozenset[str] = frozenset()
 
 
 class Inbox:
@@ -73,10 +75,13 @@ class Inbox:
     def wishes(self, before: Wishes) -> Wishes:
         """What callers want now; as `before` where the store is away."""
         try:
-            paused, drains = self._redis.hmget(self._keys.head, "paused", "drain")
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.hmget(self._keys.head, "paused", "drain")
+            pipeline.smembers(self._keys.distrusted)
+            (paused, drains), distrusted = pipeline.execute()
         except (RedisError, OSError):
             return before
-        return Wishes(paused == b"1", int(drains or 0))
+        return Wishes(paused == b"1", int(drains or 0), frozenset(name.decode() for name in distrusted))
 
     def tell(self, status: LearnerStatus) -> None:
         """Says how the learner stands, and that it lives."""

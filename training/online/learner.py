@@ -114,6 +114,7 @@ class OnlineLearner:
         if not self._follow_champion():
             return False
         self._forget()
+        self._disown()
         self._hear_answer()
         if self._wishes.paused:
             self._rest("PAUSED")
@@ -156,7 +157,9 @@ class OnlineLearner:
             wrong = {w.replaces for w in self._open if w.replaces}
             self._set_aside("replaced", self._drop(wrong)[0])
             lessons = [w.lesson for w in self._open if w.lesson is not None and w.lesson.id not in wrong]
-            items = [Item(n, now) for n in lessons if not self._memory.knows(n.id)]
+            trusted = [n for n in lessons if n.checked or n.tenant not in self._wishes.distrusted]
+            self._set_aside("distrusted", len(lessons) - len(trusted))
+            items = [Item(n, now) for n in trusted if not self._memory.knows(n.id)]
             for item in self._welcome([i for i in items if self._is_short(i)]):
                 self._admit(item)
         self._progress.cursor = self._open[-1].place
@@ -391,9 +394,17 @@ class OnlineLearner:
             return
         self._desk.inbox.forget(gone)
         self._open = [w for w in self._open if w.lesson is not None and w.lesson.id not in gone]
-        count, learnt = self._drop(gone)
+        self._unlearn(gone, "forgotten")
+
+    def _disown(self) -> None:
+        """Drops what distrusted tenants taught without a check; if it was learnt, the weights go as well."""
+        if self._wishes.distrusted:
+            self._unlearn(self._memory.unchecked_of(self._wishes.distrusted), "distrusted")
+
+    def _unlearn(self, names: Collection[str], reason: str) -> None:
+        count, learnt = self._drop(names)
         if count:
-            self._set_aside("forgotten", count)
+            self._set_aside(reason, count)
             if learnt:
                 self._published = None
                 self._start_from(self._model.champion, again=True)

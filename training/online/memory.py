@@ -80,6 +80,11 @@ class Memory:
             self.held.pop(name, None)
         return len(gone), learnt
 
+    def unchecked_of(self, tenants: Collection[str]) -> list[str]:
+        """The ids of what tenants taught and nobody checked."""
+        known = (*self.items.values(), *self.held.values())
+        return [i.id for i in known if i.lesson.tenant in tenants and not i.lesson.checked]
+
     def unread(self, *, again: bool = False) -> None:
         """Says that the weights are others now, so that nothing is known of how well they know the items. `again`: none
         of them was ever learnt into these weights, so each may have all its passes once more."""

@@ -719,8 +719,8 @@ class SubmitExamplesResponse(_message.Message):
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """How many were refused, by reason: `consent` (the tenant does not consent), `shape` (not a conversation that ends with a
         question, or no answer), `size`, `contradiction` (the same question was taught with another answer before, and it is
-        not a `checked` one that another tenant's unchecked one gives way to) and `tenant_share` (the tenant has as much waiting as
-        it may have).
+        not a `checked` one that another tenant's unchecked one gives way to), `distrusted` (unchecked, and what the tenant said without a check was at
+        odds with checked answers of others too often) and `tenant_share` (the tenant has as much waiting as it may have).
         """
 
     def __init__(
@@ -836,6 +836,7 @@ class OnlineLearner(_message.Message):
     PUBLISH_TIME_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
     SET_ASIDE_FIELD_NUMBER: _builtins.int
+    DISTRUSTED_TENANTS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """The adapter role."""
     state: Global___OnlineLearner.State.ValueType
@@ -876,7 +877,13 @@ class OnlineLearner(_message.Message):
 
     @_builtins.property
     def set_aside(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Examples that were taken and are not learnt, by reason: `outlier`, `length`, `forgotten`."""
+        """Examples that were taken and are not learnt, by reason: `outlier`, `length`, `forgotten`, `harmful`, `replaced` (by a checked
+        answer to the same question), `distrusted`.
+        """
+
+    @_builtins.property
+    def distrusted_tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tenants whose unchecked examples are not learnt, as they were at odds with checked answers of others too often."""
 
     def __init__(
         self,
@@ -898,10 +905,11 @@ class OnlineLearner(_message.Message):
         publish_time: _timestamp_pb2.Timestamp | None = ...,
         evaluation: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         set_aside: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        distrusted_tenants: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch_close_time", b"batch_close_time", "publish_time", b"publish_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "batch_close_time", b"batch_close_time", "batches", b"batches", "cpu_seconds", b"cpu_seconds", "evaluation", b"evaluation", "held_out", b"held_out", "last_sequence", b"last_sequence", "learnt", b"learnt", "note", b"note", "publish_time", b"publish_time", "published", b"published", "refused", b"refused", "role", b"role", "set_aside", b"set_aside", "state", b"state", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "batch_close_time", b"batch_close_time", "batches", b"batches", "cpu_seconds", b"cpu_seconds", "distrusted_tenants", b"distrusted_tenants", "evaluation", b"evaluation", "held_out", b"held_out", "last_sequence", b"last_sequence", "learnt", b"learnt", "note", b"note", "publish_time", b"publish_time", "published", b"published", "refused", b"refused", "role", b"role", "set_aside", b"set_aside", "state", b"state", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
