@@ -6,8 +6,8 @@ trainer:learner:<role>:inbox     stream of lessons that are taken and not yet in
                                  replaces (the id of one that is to be learnt no more, or empty)
 trainer:learner:<role>:known     ids, questions and pairs of lessons that were compared, by when they came: `i<id>`,
                                  `q<mark>`, `p<ids>`; the oldest go
-trainer:learner:<role>:answers   question mark -> JSON of the lesson that came first or was checked: id, answer (mark), claims,
-                                 tenant, checked
+trainer:learner:<role>:answers   question mark -> JSON of the lesson that stands: id, tenant, checked, claims,
+                                 answer (its mark)
 trainer:learner:<role>:trust     tenant -> JSON: how often what it taught without a check was `right` or `wrong` by
                                  checked answers of others
 trainer:learner:<role>:distrusted set of the tenants that were wrong too often
