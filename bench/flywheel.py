@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> None:
     """Prints a table in Markdown and writes bench/results/flywheel.json."""
     parser = argparse.ArgumentParser(prog="flywheel", description=__doc__)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--facts", type=int, default=FACTS, help="to learn")
     parser.add_argument("--minutes", type=float, default=12.0, help="of learning at most, a run")
     parser.add_argument("--rate", type=int, default=40, help="requests a second while latencies are measured")
     parser.add_argument(
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> None:
     for number in range(options.repeat):
         seed = random.randrange(1 << 31)
         print(f"run {number + 1} of {options.repeat}, seed {seed}", file=sys.stderr, flush=True)
-        plan = Plan(invent(random.Random(seed), {TOWNS.name: FACTS}), seed, learning_s=60 * options.minutes)
+        plan = Plan(invent(random.Random(seed), {TOWNS.name: options.facts}), seed, learning_s=60 * options.minutes)
         runs.append(measure(plan, settings, rate=options.rate, seconds=options.seconds, poison=options.poison))
         print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     report(runs, settings)
