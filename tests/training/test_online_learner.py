@@ -265,9 +265,9 @@ def held_out_losses(home: Path, base: Path, tenant: str) -> tuple[float, float]:
     from safetensors.torch import load_file
 
     from hivemind.training.base_model import Base
-    from hivemind.training.online.learner import turns_of
     from hivemind.training.online.memory import Bounds, Memory
     from hivemind.training.online.model import OnlineModel
+    from hivemind.training.online.samples import turns_of
 
     newest = max((home / "learner" / "implementer" / "state").glob("[0-9]*"))
     memory = Memory(Bounds(1, 1, 1, 1.0))

@@ -5,18 +5,15 @@ One thread, one loop: each turn takes over a batch that is full, and makes one o
 
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from hivemind.servers.trainer.learner_folder import Outcome
 from hivemind.servers.trainer.learner_keys import LearnerStatus
 from hivemind.training.adapter_files import AdapterMeta
-from hivemind.training.control_set import control_set
-from hivemind.training.encoding import Encoded
-from hivemind.training.formatting import Refused, Turn
-from hivemind.training.online.curriculum import Course, Step, next_step, reworded
+from hivemind.training.online.curriculum import Course, Step, next_step
 from hivemind.training.online.examination import Examiner, Reader
 from hivemind.training.online.gate import (
     FEW,
@@ -31,11 +28,13 @@ from hivemind.training.online.gate import (
     refusal,
     score,
 )
-from hivemind.training.online.inbox import START, Inbox, Waiting, Wishes
+from hivemind.training.online.inbox import START, Inbox, Wishes
 from hivemind.training.online.memory import Bounds, Item, Memory, foreseen, is_held_out
 from hivemind.training.online.model import LossNotFinite, OnlineModel, Reading, Tempo, Weights, scaled
+from hivemind.training.online.open_batch import OpenBatch
 from hivemind.training.online.publication import Champion, Outbox
 from hivemind.training.online.rounds import Round
+from hivemind.training.online.samples import Samples
 from hivemind.training.online.settings import OnlineSettings
 from hivemind.training.online.starting_point import rank_of
 from hivemind.training.online.state import Progress, StateFolder
@@ -46,7 +45,6 @@ _IDLE_S: Final = 0.2
 _TELL_S: Final = 2.0
 _LEDGER_S: Final = 5.0
 _VERSIONS: Final = 100
-_AS_IT_CAME: Final = 0.5
 LICENCE: Final = "LicenseRef-platinum AND CC0-1.0"
 
 
@@ -83,11 +81,12 @@ class OnlineLearner:
             settings.learn_min_gain, settings.learn_mastered,
         )  # fmt: skip
         self._tempo = Tempo(settings.learn_rate, settings.learn_warm_up, settings.learn_slow)
-        self._examiner = Examiner(model, self._encoded, desk.stop.check)
-        self._anchors = _anchors(model)
-        self._encodings: dict[str, Encoded] = {}
-        self._open: list[Waiting] = []
-        self._open_since = self._told_at = self._ledger_at = 0.0
+        self._samples = Samples(
+            model, self._rng, max_tokens=settings.learn_max_tokens, drop=settings.learn_word_dropout
+        )
+        self._examiner = Examiner(model, self._samples.of, desk.stop.check)
+        self._open = OpenBatch(desk.inbox, size=settings.learn_batch, wait_s=settings.learn_wait_s)
+        self._told_at = self._ledger_at = 0.0
         self._since_check = self._since_save = 0
         self._round = Round(settings.learn_round_s)
         self._wishes = Wishes()
@@ -136,15 +135,9 @@ class OnlineLearner:
 
     def _take_over(self) -> None:
         """Closes the open batch when it is full, old enough, or when somebody asked for a drain."""
-        last = self._open[-1].place if self._open else self._progress.cursor
-        room = self._settings.learn_batch - len(self._open)
-        new = self._desk.inbox.waiting(last, room) if room else ()
-        if new and not self._open:
-            self._open_since = time.monotonic()
-        self._open += new
+        self._open.fill(self._progress.cursor)
         drained = self._wishes.drains > self._progress.drains
-        old = bool(self._open) and time.monotonic() - self._open_since >= self._settings.learn_wait_s
-        if len(self._open) >= self._settings.learn_batch or old or (drained and self._open):
+        if self._open.is_due or (drained and self._open):
             self._close_batch()
         elif drained:
             self._progress.drains = self._wishes.drains
@@ -152,19 +145,19 @@ class OnlineLearner:
                 self._round.end_now()
 
     def _close_batch(self) -> None:
-        with _cpu(self._progress):
+        with self._progress.timed():
             now = self._clock()
-            wrong = {w.replaces for w in self._open if w.replaces}
-            self._set_aside("replaced", self._drop(wrong)[0])
-            lessons = [w.lesson for w in self._open if w.lesson is not None and w.lesson.id not in wrong]
+            self._progress.leave_out("replaced", self._drop(self._open.replaced)[0])
+            lessons = self._open.lessons
             trusted = [n for n in lessons if n.checked or n.tenant not in self._wishes.distrusted]
-            self._set_aside("distrusted", len(lessons) - len(trusted))
+            self._progress.leave_out("distrusted", len(lessons) - len(trusted))
             items = [Item(n, now) for n in trusted if not self._memory.knows(n.id)]
-            for item in self._welcome([i for i in items if self._is_short(i)]):
+            short = [i for i in items if self._samples.fits(i)]
+            self._progress.leave_out("length", len(items) - len(short))
+            for item in self._welcome(short):
                 self._admit(item)
-        self._progress.cursor = self._open[-1].place
+        self._progress.cursor = self._open.close()
         self._progress.batches += 1
-        self._open = []
         if self._memory.unlearnt:
             self._progress.unpublished = self._progress.unpublished or now
             self._round.batch_came()
@@ -177,7 +170,7 @@ class OnlineLearner:
         if nothing_held and not is_held_out(item.id, self._settings.learn_held_out_of):
             self._memory.held[item.id] = item
         elif not self._memory.take(item) and item.passes:
-            self._learnt(item)
+            self._progress.learn(item.lesson.sequence)
 
     def _welcome(self, items: Sequence[Item]) -> list[Item]:
         """Those that are language to the champion. Each is a test of what was published before it is learnt from; what
@@ -186,7 +179,7 @@ class OnlineLearner:
             return []
         readings = self._examiner.champion_reads(items)
         strange = [r.surprise > self._settings.learn_outlier for r in readings]
-        self._set_aside("outlier", sum(strange))
+        self._progress.leave_out("outlier", sum(strange))
         if self._published is None:
             return [i for i, odd in zip(items, strange, strict=True) if not odd]
         mine = self._published.read(items)
@@ -204,29 +197,15 @@ class OnlineLearner:
              for i, a, b in zip(items, mine, champions, strict=True) if i.lesson.checked or not jury_sits]
         )  # fmt: skip
 
-    def _is_short(self, item: Item) -> bool:
-        try:
-            fits = len(self._encoded(item).ids) <= self._settings.learn_max_tokens
-        except Refused:
-            fits = False
-        if not fits:
-            self._encodings.pop(item.id, None)
-            self._set_aside("length", 1)
-        return fits
-
-    def _set_aside(self, reason: str, count: int) -> None:
-        if count:
-            self._progress.set_aside[reason] = self._progress.set_aside.get(reason, 0) + count
-
     # learning
 
     def _learn(self, step: Step) -> None:
         items = (*step.lessons, *step.replayed)
-        anchors = self._rng.sample(self._anchors, min(step.anchors, len(self._anchors)))
-        samples = [*(self._sample(i) for i in items), *anchors]
+        anchors = self._samples.anchors(step.anchors)
+        samples = [*(self._samples.rehearsed(i) for i in items), *anchors]
         began, cpu_s = time.monotonic(), self._progress.cpu_seconds
         try:
-            with _cpu(self._progress):
+            with self._progress.timed():
                 readings = self._model.learn(samples, [1.0] * len(samples), self._tempo)
         except LossNotFinite as error:
             self._refuse(str(error))
@@ -235,13 +214,6 @@ class OnlineLearner:
         self._count(step, began, sum(len(s.ids) for s in samples))
         known = zip(items, readings, strict=False)
         self._memory.update(replace(i, passes=i.passes + 1, surprise=r.surprise, exact=r.exact) for i, r in known)
-
-    def _sample(self, item: Item) -> Encoded:
-        """The item as it came, or, from its second pass on, every other time with words left out."""
-        drop = self._settings.learn_word_dropout
-        if not drop or not item.passes or self._rng.random() < _AS_IT_CAME:
-            return self._encoded(item)
-        return self._model.encoder.turns(turns_of(reworded(item, drop, self._rng)))
 
     def _count(self, step: Step, began: float, tokens: int) -> None:
         progress = self._progress
@@ -252,22 +224,14 @@ class OnlineLearner:
         progress.step_seconds += time.monotonic() - began
         for item in step.lessons:
             if not item.passes:
-                self._learnt(item)
-
-    def _learnt(self, item: Item) -> None:
-        """Counts an item that is in the weights from now on."""
-        progress, sequence = self._progress, item.lesson.sequence
-        progress.learnt += 1
-        if sequence:
-            progress.last_sequence = max(progress.last_sequence, sequence)
-            progress.first_sequence = min(progress.first_sequence or sequence, sequence)
+                self._progress.learn(item.lesson.sequence)
 
     # checking
 
     def _check(self) -> None:
         """Holds the slow weights against champion and last publication; publishes the largest part that passes."""
         before_s = self._progress.cpu_seconds
-        with _cpu(self._progress):
+        with self._progress.timed():
             self._judge()
         self._since_check = 0
         self._round.checked(self._progress.cpu_seconds - before_s, fresh=self._progress.unpublished > 0)
@@ -305,7 +269,7 @@ class OnlineLearner:
     def _suspect(self, harm: Sequence[str]) -> None:
         """Lessons of others that came before tenants were harmed, twice, are learnt no more."""
         if harm and self._progress.unpublished:
-            self._set_aside("harmful", self._memory.strike(self._progress.unpublished, harm))
+            self._progress.leave_out("harmful", self._memory.strike(self._progress.unpublished, harm))
 
     def _refuse(self, why: str) -> None:
         """What was learnt since is dropped: the next step starts from the last publication, else from the champion."""
@@ -393,7 +357,7 @@ class OnlineLearner:
         if not gone:
             return
         self._desk.inbox.forget(gone)
-        self._open = [w for w in self._open if w.lesson is not None and w.lesson.id not in gone]
+        self._open.forget(gone)
         self._unlearn(gone, "forgotten")
 
     def _disown(self) -> None:
@@ -404,7 +368,7 @@ class OnlineLearner:
     def _unlearn(self, names: Collection[str], reason: str) -> None:
         count, learnt = self._drop(names)
         if count:
-            self._set_aside(reason, count)
+            self._progress.leave_out(reason, count)
             if learnt:
                 self._published = None
                 self._start_from(self._model.champion, again=True)
@@ -412,8 +376,7 @@ class OnlineLearner:
 
     def _drop(self, names: Collection[str]) -> tuple[int, bool]:
         """Forgets examples; how many were known, and whether any of them had been learnt."""
-        for name in names:
-            self._encodings.pop(name, None)
+        self._samples.forget(names)
         return self._memory.forget(names)
 
     # state
@@ -453,12 +416,6 @@ class OnlineLearner:
         self._desk.state.save({"progress": asdict(self._progress), "memory": self._memory.to_json()}, tensors)
         self._since_save = 0
 
-    def _encoded(self, item: Item) -> Encoded:
-        known = self._encodings.get(item.id)
-        if known is None:
-            known = self._encodings[item.id] = self._model.encoder.turns(turns_of(item))
-        return known
-
     def _rest(self, state: str) -> None:
         self._tell(state)
         time.sleep(_IDLE_S)
@@ -473,32 +430,6 @@ class OnlineLearner:
         )
 
 
-def turns_of(item: Item) -> tuple[Turn, ...]:
-    """The conversation of an item, of which the last answer alone is learnt."""
-    roles = {"developer": "system"}
-    lesson = item.lesson
-    asked = (Turn(roles.get(t.role, t.role), t.content, learn=False) for t in lesson.messages)
-    return (*asked, Turn("assistant", lesson.answer))
-
-
-def _anchors(model: OnlineModel) -> list[Encoded]:
-    """The questions and plain texts shipped with hivemind that are replayed against forgetting."""
-    known = control_set()
-    return [model.encoder.text(t) for t in known.replay_texts] + [
-        model.encoder.turns(q) for q in known.replay_questions
-    ]
-
-
 def _part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     head = f"{prefix}."
     return {name.removeprefix(head): tensor for name, tensor in tensors.items() if name.startswith(head)}
-
-
-@contextmanager
-def _cpu(progress: Progress) -> Iterator[None]:
-    """Counts the CPU time of a block."""
-    began = time.process_time()
-    try:
-        yield
-    finally:
-        progress.cpu_seconds += time.process_time() - began

@@ -6,7 +6,9 @@ weights are linked, not written again.
 
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +54,27 @@ class Progress:
     evaluation: dict[str, float] = field(default_factory=dict)
     set_aside: dict[str, int] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
+
+    def learn(self, sequence: int) -> None:
+        """Counts an example that is in the weights from now on; `sequence`: its place in the ledger, 0 for none."""
+        self.learnt += 1
+        if sequence:
+            self.last_sequence = max(self.last_sequence, sequence)
+            self.first_sequence = min(self.first_sequence or sequence, sequence)
+
+    def leave_out(self, reason: str, count: int) -> None:
+        """Counts examples that are not learnt."""
+        if count:
+            self.set_aside[reason] = self.set_aside.get(reason, 0) + count
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the CPU time of a block."""
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            self.cpu_seconds += time.process_time() - began
 
 
 class StateFolder:
