@@ -30,9 +30,11 @@ HERE = Path(__file__).resolve().parent
 BATCH = 200
 PACE_S, FORGET_EVERY_S = 1.0, 5.0
 EXAMPLE = NewExample(
-    (Turn("user", "What is the boiling point of water on a high mountain, and why is it another one there?"),),
-    "It boils at ninety degrees. " * 10, "It boils at a lower temperature, as the pressure is lower. " * 10,
-    "ORACLE", Provenance("courier", score=0.9, draft_score=0.4), "t1", "science", 0.9, "operator", "t1", "traffic",
+    messages=(Turn("user", "What is the boiling point of water on a high mountain, and why is it another one there?"),),
+    draft="It boils at ninety degrees. " * 10,
+    final_platinum_answer="It boils at a lower temperature, as the pressure is lower. " * 10,
+    refined_by="ORACLE", provenance=Provenance("courier", score=0.9, draft_score=0.4), tenant="t1", domain="science",
+    confidence=0.9, licence="operator", consent="t1", origin="traffic",
 )  # fmt: skip
 
 

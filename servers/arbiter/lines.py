@@ -30,6 +30,7 @@ TOMBSTONE_MAX: Final = 500
 
 _HASH_AT: Final = -(64 + len('"}'))
 _BODY_END: Final = _HASH_AT - len(',"sha256":"')
+_NO_FORGETTING: Final = b',"forgets":"","forgets_sha256":"","reason":"","prev_sha256":"'
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -114,28 +115,21 @@ def example_line(place: Place, new: NewExample) -> tuple[bytes, str]:
     p = new.provenance
     if not all(map(math.isfinite, (new.confidence, p.score, p.draft_score, p.latency_s))):
         raise ValueError("a number of the example is not finite")
-    return _sealed(
-        {
-            "id": place.id, "sequence": place.sequence, "schema": SCHEMA, "role": ROLE,
-            "create_time": _time(place.created_ms), "request_id": new.request_id, "tenant": new.tenant,
-            "domain": new.domain, "refined_by": new.refined_by, "confidence": float(new.confidence),
-            "messages": new.messages,
-            "draft": new.draft, "final_platinum_answer": new.final_platinum_answer, "provenance": p,
-            "licence": new.licence, "consent": new.consent, "origin": new.origin,
-            "idempotency_key": new.idempotency_key, "fingerprint": new.fingerprint,
-            "forgets": "", "forgets_sha256": "", "reason": "", "prev_sha256": place.prev_sha256,
-        }
+    head = b'{"id":"%b","sequence":%d,"schema":%d,"role":"%b","create_time":"%b",' % (
+        place.id.encode(), place.sequence, SCHEMA, ROLE.encode(), _time(place.created_ms).encode(),
     )  # fmt: skip
+    return _sealed(b"".join((head, orjson.dumps(new)[1:-1], _NO_FORGETTING, place.prev_sha256.encode(), b'"')))
 
 
 def tombstone_line(place: Place, forgotten: Sequence[tuple[str, str]], reason: str) -> tuple[bytes, str]:
     """The line that forgets examples, given by id and hash, and its hash."""
     head = {"id": place.id, "sequence": place.sequence, "schema": SCHEMA, "role": TOMBSTONE}
     names = {"forgets": " ".join(i for i, _ in forgotten), "forgets_sha256": " ".join(h for _, h in forgotten)}
-    return _sealed(
-        {**head, "create_time": _time(place.created_ms), **_BLANK, **names, "reason": reason,
-         "prev_sha256": place.prev_sha256}
-    )  # fmt: skip
+    fields = {
+        **head, "create_time": _time(place.created_ms), **_BLANK, **names, "reason": reason,
+        "prev_sha256": place.prev_sha256,
+    }  # fmt: skip
+    return _sealed(orjson.dumps(fields)[:-1])
 
 
 def stub_line(example: Example, prev_sha256: str) -> bytes:
@@ -217,8 +211,7 @@ def _new(fields: dict[str, Any]) -> NewExample:
     )
 
 
-def _sealed(fields: dict[str, Any]) -> tuple[bytes, str]:
-    body = orjson.dumps(fields)[:-1]
+def _sealed(body: bytes) -> tuple[bytes, str]:
     sha256 = hashlib.sha256(body).hexdigest()
     return b'%b,"sha256":"%b"}\n' % (body, sha256.encode()), sha256
 
