@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -74,8 +74,7 @@ class Stub:
     prev_sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):  # each line needs one, and a tuple is made in half the time
     """What the ledger gives a line. `high` are the upper 64 bits of its id."""
 
     id: str

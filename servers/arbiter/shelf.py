@@ -289,17 +289,28 @@ class Shelf:
         return [segment.first + int(i) for i in np.flatnonzero(mask)[::-1]]
 
     def _with_key(self, tenant: str, key: str) -> Example | None:
-        wanted, oldest = short_hash(tenant, key), int(self._clock() * 1000) - KEY_TTL_MS
-        with self.mutex:
-            found = self._recent_keys.get(wanted) if self.active else None
-            for segment in reversed(self.segments[:-1]):
-                if found is not None or segment.last_high >> 16 < oldest:
-                    break
-                found = segment.with_key(wanted)
+        found = self._sequence_with_key(short_hash(tenant, key))
         example = None if found is None else self.read(found)
         if example is None or (example.new.tenant, example.new.idempotency_key) != (tenant, key):
             return None
-        return example if example.created * 1000 >= oldest else None
+        return example if example.created * 1000 >= self._oldest_ms() else None
+
+    def _sequence_with_key(self, wanted: int) -> int | None:
+        with self.mutex:
+            found = self._recent_keys.get(wanted) if self.active else None
+            if found is not None or len(self.segments) == 1:
+                return found
+            oldest = self._oldest_ms()
+            for segment in reversed(self.segments[:-1]):
+                if segment.last_high >> 16 < oldest:
+                    return None
+                found = segment.with_key(wanted)
+                if found is not None:
+                    return found
+        return None
+
+    def _oldest_ms(self) -> int:
+        return int(self._clock() * 1000) - KEY_TTL_MS
 
     def _report_bad(self, sequence: int, error: BadLine) -> None:
         with self.mutex:

@@ -1,16 +1,16 @@
 """Lines on their way to the disk: each gets its place after the one before."""
 
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from hivemind.servers.arbiter.example import Example, NewExample
 from hivemind.servers.arbiter.lines import Place, example_line, next_id, placed, tombstone_line
 from hivemind.servers.arbiter.shelf import key_reused
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """The newest line: its sequence, its hash, and the upper half of its id."""
 
     sequence: int
@@ -28,6 +28,7 @@ class Writing:
         self.highs: list[int] = []
         self.examples: list[Example | None] = []
         self.last_id = ""
+        self._random = _random_62()
         self._keys: dict[tuple[str, str], Example] = {}
 
     def repeated(self, new: NewExample) -> Example | None:
@@ -54,7 +55,7 @@ class Writing:
         self._took(place, line, sha256, None)
 
     def _next(self) -> Place:
-        name, high = next_id(self._now_ms, self.cursor.high, secrets.randbits(62))
+        name, high = next_id(self._now_ms, self.cursor.high, next(self._random))
         return Place(name, high, self.cursor.sequence + 1, self.cursor.sha256)
 
     def _took(self, place: Place, line: bytes, sha256: str, example: Example | None) -> None:
@@ -63,3 +64,10 @@ class Writing:
         self.highs.append(place.high)
         self.lines.append(line)
         self.examples.append(example)
+
+
+def _random_62() -> Iterator[int]:
+    """Numbers of 62 bits from the system, which is asked once for many."""
+    while True:
+        for (number,) in struct.iter_unpack("<Q", os.urandom(512)):
+            yield number >> 2
