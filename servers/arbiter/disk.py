@@ -93,7 +93,7 @@ class FolderLock:
                     raise MeshError("STORE_UNAVAILABLE", message, retry_after_s=1.0) from None
                 time.sleep(_LOCK_POLL_S)
                 continue
-            if _is_at(handle, self._file):
+            if is_at(handle, self._file):
                 return handle
             self._handle = None  # the folder was taken away and made again
 
@@ -104,7 +104,8 @@ class FolderLock:
         return self._handle
 
 
-def _is_at(handle: Handle, path: Path) -> bool:
+def is_at(handle: Handle, path: Path) -> bool:
+    """Whether a path still leads to an open file."""
     try:
         return path.stat().st_ino == handle.inode
     except FileNotFoundError:

@@ -5,7 +5,6 @@ ids and the chain go on from the last line, whoever wrote it. Closing the active
 were moved or rewritten: its name then leads to another file.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import orjson
 import structlog
 
-from hivemind.servers.arbiter.disk import Disk, FolderLock, Handle, RealDisk, read_exactly, refused, write_all
+from hivemind.servers.arbiter.disk import Disk, FolderLock, Handle, RealDisk, is_at, read_exactly, refused, write_all
 from hivemind.servers.arbiter.example import Example, NewExample
 from hivemind.servers.arbiter.lines import GENESIS, TOMBSTONE_MAX, BadLine, id_high, parse, read_fields, stub_line
 from hivemind.servers.arbiter.segment import ABSENT, DOOMED, Segment, markers
@@ -30,6 +30,8 @@ ACTIVE: Final = "training_metadata.jsonl"
 CLOSED: Final = re.compile(r"training_metadata-(\d{6})\.jsonl")
 PRIVATE: Final = ".platinum"
 """The folder beside the segments that holds lock, indices and head: all of it can be made again."""
+HEAD: Final = "head"
+"""The file in it that names the newest line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class LedgerFolder:
         self._folder, self._private = folder, folder / PRIVATE
         self._rotate_bytes, self._clock, self._disk, self._on_torn = rotate_bytes, clock, disk or RealDisk(), on_torn
         self._lock = FolderLock(self._private / "lock", wait_s=lock_wait_s)
+        self._head_file = self._private / HEAD
+        self._head: Handle | None = None
         self._index_bytes = index_bytes
         self._lost_to = Cursor(0, GENESIS, 0)
         self._debt: _Debt | None = None
@@ -284,10 +288,11 @@ class LedgerFolder:
     def _write_head(self, writing: Writing) -> None:
         """Notes the newest line apart, so that lines missing at the end are noticed. Not synced: it may be older."""
         cursor = writing.cursor
-        text = json.dumps({"sequence": cursor.sequence, "id": writing.last_id, "sha256": cursor.sha256})
+        text = orjson.dumps({"sequence": cursor.sequence, "id": writing.last_id, "sha256": cursor.sha256})
         with suppress(OSError):
-            handle = Handle(self._private / "head", os.O_WRONLY | os.O_CREAT)
-            os.pwrite(handle.fd, text.ljust(_HEAD_BYTES).encode() + b"\n", 0)
+            if self._head is None or not is_at(self._head, self._head_file):
+                self._head = Handle(self._head_file, os.O_WRONLY | os.O_CREAT)
+            os.pwrite(self._head.fd, text.ljust(_HEAD_BYTES) + b"\n", 0)
 
     # Rotating.
 
@@ -369,7 +374,7 @@ _HEAD_BYTES: Final = 255
 def read_head(private: Path) -> Cursor | None:
     """The newest line as it was noted apart; None if it was not, or cannot be read."""
     try:
-        head = json.loads((private / "head").read_bytes())
+        head = orjson.loads((private / HEAD).read_bytes())
         return Cursor(int(head["sequence"]), str(head["sha256"]), id_high(head["id"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from hivemind.servers.arbiter.bell import Bell
 from hivemind.servers.arbiter.chain import verify
 from hivemind.servers.arbiter.example import Example
-from hivemind.servers.arbiter.folder import LedgerFolder
+from hivemind.servers.arbiter.folder import LedgerFolder, read_head
 from hivemind.servers.arbiter.ledger import Ledger
 from hivemind.servers.arbiter.platinum_metrics import PlatinumMetrics
 from hivemind.servers.arbiter.shelf import Selection
@@ -404,6 +404,18 @@ def test_lines_missing_at_the_end_are_found_and_their_sequences_not_given_again(
     assert stored(files, 4)[0].sequence == 4
     assert "lines 2 to 3 are missing" in verify(tmp_path).problems[0].problem
     assert opened(tmp_path).shelf.read(4) is not None
+
+
+def test_the_note_of_the_newest_line_is_made_anew_where_it_was_taken_away(tmp_path: Path) -> None:
+    files = opened(tmp_path)
+    stored(files, 1)
+    (tmp_path / ".platinum" / "head").unlink()
+
+    newest = stored(files, 2)[0]
+
+    head = read_head(tmp_path / ".platinum")
+    assert head is not None
+    assert (head.sequence, head.sha256) == (2, newest.sha256)
 
 
 def test_reordered_lines_are_found(tmp_path: Path) -> None:
