@@ -30,7 +30,6 @@ TOMBSTONE_MAX: Final = 500
 
 _HASH_AT: Final = -(64 + len('"}'))
 _BODY_END: Final = _HASH_AT - len(',"sha256":"')
-_NO_FORGETTING: Final = b',"forgets":"","forgets_sha256":"","reason":"","prev_sha256":"'
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -114,10 +113,12 @@ def example_line(place: Place, new: NewExample) -> tuple[bytes, str]:
     p = new.provenance
     if not all(map(math.isfinite, (new.confidence, p.score, p.draft_score, p.latency_s))):
         raise ValueError("a number of the example is not finite")
-    head = b'{"id":"%b","sequence":%d,"schema":%d,"role":"%b","create_time":"%b",' % (
-        place.id.encode(), place.sequence, SCHEMA, ROLE.encode(), _time(place.created_ms).encode(),
-    )  # fmt: skip
-    return _sealed(b"".join((head, orjson.dumps(new)[1:-1], _NO_FORGETTING, place.prev_sha256.encode(), b'"')))
+    head = (
+        f'{{"id":"{place.id}","sequence":{place.sequence},"schema":{SCHEMA},"role":"{ROLE}",'
+        f'"create_time":"{_time(place.created_ms)}",'
+    )
+    tail = f',"forgets":"","forgets_sha256":"","reason":"","prev_sha256":"{place.prev_sha256}"'
+    return _sealed(b"".join((head.encode(), orjson.dumps(new)[1:-1], tail.encode())))
 
 
 def tombstone_line(place: Place, forgotten: Sequence[tuple[str, str]], reason: str) -> tuple[bytes, str]:

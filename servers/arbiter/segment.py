@@ -29,6 +29,7 @@ _VERSION: Final = 1
 _CHUNK: Final = 4 << 20
 _GAP_MAX: Final = 1_000_000
 _FIRST_ROWS: Final = 1024
+_SHORT_HASH: Final = hashlib.blake2b(digest_size=8)  # a copy is made in half the time that a new one takes
 
 
 class Names:
@@ -56,7 +57,9 @@ def short_hash(*texts: str) -> int:
     """64 bits that stand for some texts; 0 for none of them. Whoever finds by it compares the texts themselves."""
     if not texts[-1]:
         return 0
-    return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little") or 1
+    found = _SHORT_HASH.copy()
+    found.update("\0".join(texts).encode())
+    return int.from_bytes(found.digest(), "little") or 1
 
 
 class Segment:
