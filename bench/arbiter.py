@@ -315,19 +315,21 @@ class Memory:
         return float(self._process.memory_info().rss) / 2**20
 
 
-def measure_start_and_stream(figures: Figures, folder: Path, redis_url: str, *, backlog: int, repetition: int) -> None:
+def measure_start_and_stream(
+    figures: Figures, folder: Path, redis_url: str, runner: asyncio.Runner, *, backlog: int, repetition: int
+) -> None:
     """One repetition: the server's start and memory, its stream, and the bare stream beside it."""
     with server(folder, redis_url) as (address, process, seconds):
         cpu = process.cpu_times()
         note(figures, start_s=seconds, start_cpu_s=cpu.user + cpu.system, start_mib=process.memory_info().rss / 2**20)
         group = f"bench-{repetition}"
-        asyncio.run(consume(address, 1000, group=f"warm-{repetition}", acknowledge=True))
+        runner.run(consume(address, 1000, group=f"warm-{repetition}", acknowledge=True))
         with Memory(process) as memory:
-            rate = asyncio.run(consume(address, backlog, group=group, acknowledge=True))
+            rate = runner.run(consume(address, backlog, group=group, acknowledge=True))
         note(figures, stream_per_s=rate, stream_grown_mib=memory.largest - memory.before)
     with bare_server(folder, backlog) as address:
-        asyncio.run(consume(address, 1000, group="g", acknowledge=False))
-        note(figures, bare_per_s=asyncio.run(consume(address, backlog, group="g", acknowledge=False)))
+        runner.run(consume(address, 1000, group="g", acknowledge=False))
+        note(figures, bare_per_s=runner.run(consume(address, backlog, group="g", acknowledge=False)))
 
 
 class Nothing:
@@ -338,7 +340,7 @@ class Nothing:
         return 0, 0
 
 
-async def measure_delay(figures: Figures, folder: Path, redis_url: str, *, count: int) -> None:
+async def measure_delay(figures: Figures, folder: Path, redis_url: str, *, group: str, count: int) -> None:
     """From the end of an append to the arrival of the example, on a server in this process."""
     registry = CollectorRegistry()
     client = redis_client(redis_url, timeout_s=2.0)
@@ -356,7 +358,7 @@ async def measure_delay(figures: Figures, folder: Path, redis_url: str, *, count
     await running.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = rpc.ArbiterServiceStub(channel)
-        request = pb.StreamPlatinumRequest(group="delay", consumer="one", max_in_flight=10_000)
+        request = pb.StreamPlatinumRequest(group=group, consumer="one", max_in_flight=10_000)
         stream = stub.StreamPlatinum(request)
         took = []
         for number in range(count):
@@ -367,7 +369,7 @@ async def measure_delay(figures: Figures, folder: Path, redis_url: str, *, count
                 if message.example.sequence == stored.sequence:
                     break
             took.append(time.perf_counter() - began)
-            await stub.AckPlatinum(pb.AckPlatinumRequest(group="delay", sequences=[stored.sequence]))
+            await stub.AckPlatinum(pb.AckPlatinumRequest(group=group, sequences=[stored.sequence]))
         stream.cancel()
     await running.stop(None)
     await refining.close()
@@ -467,13 +469,18 @@ def main(arguments: list[str]) -> None:
         measure_appends(figures, RealDisk(), "", each=few, grouped=many)
         measure_appends(figures, SlowDisk(), "slow_", each=few // 2, grouped=many // 2)
         print(f"appends {repetition + 1} of {options.repeat} done", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=RESULTS) as folder, redis(Path(folder) / "redis") as redis_url:
+    with (
+        asyncio.Runner() as runner,  # one loop for all: gRPC may end a call of one block in the next
+        tempfile.TemporaryDirectory(dir=RESULTS) as folder,
+        redis(Path(folder) / "redis") as redis_url,
+    ):
         large = Path(folder) / "large"
         make_ledger(large, options.lines)
         for repetition in range(options.repeat):
-            measure_start_and_stream(figures, large, redis_url, backlog=options.backlog, repetition=repetition)
+            measure_start_and_stream(figures, large, redis_url, runner, backlog=options.backlog, repetition=repetition)
             small = Path(folder) / f"small-{repetition}"
-            asyncio.run(measure_delay(figures, small, redis_url, count=50 if options.quick else 500))
+            group, count = f"delay-{repetition}", 50 if options.quick else 500
+            runner.run(measure_delay(figures, small, redis_url, group=group, count=count))
             print(f"stream {repetition + 1} of {options.repeat} done", file=sys.stderr)
     report(figures, options)
 
