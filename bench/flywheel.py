@@ -3,7 +3,7 @@
 One domain, 20 facts whose values are random per run. A run: traffic for `auto` with learning off; the same with the
 loop running until the small model has taken over; then the scripted master is stopped and the small model is asked
 every held-out question; then API latencies (requests that the master answers, once more there) with the loop at work
-and paused. Nothing asserts a time.
+and paused, as the machine is and with a core kept for the learner alone. Nothing asserts a time.
 """
 
 import argparse
@@ -18,9 +18,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
 
 from bench.closed_loop import PACE, ROLE, Loop, Moment, Plan, closed_loop
 from bench.facts import TOWNS, invent, taught
@@ -33,11 +35,12 @@ FACTS: Final = 20
 MEDIANS: Final = (
     "freshness_p50_s", "freshness_p95_s", "exact_before", "exact_after", "control_delta", "plain_text_delta",
     "elsewhere_delta", "cost_ratio", "accuracy_on", "accuracy_off", "learn_cpu_s", "api_p99_ratio",
+    "api_spare_p99_ratio",
 )  # fmt: skip
 TARGETS: Final[Mapping[str, str]] = {
     "freshness_p50_s": "60 at most", "exact_before": "0", "exact_after": "0.9 at least",
     "control_delta": "0.02 at most", "plain_text_delta": "0.02 at most", "cost_ratio": "0.5 at most",
-    "learn_cpu_s": "300 at most", "api_p99_ratio": "1.5 at most, with a spare core",
+    "learn_cpu_s": "300 at most", "api_spare_p99_ratio": "1.5 at most",
 }  # fmt: skip
 
 
@@ -78,7 +81,9 @@ def measure(plan: Plan, settings: Mapping[str, str], *, rate: int, seconds: int,
         champion = loop.moments[-1].champion
         forgot = deltas(folder_of(loop.mesh, champion)) if champion else {}
         with loop.master_again():
-            latencies = p99(loop, rate=rate, seconds=seconds)
+            latencies = p99(loop, "api", rate=rate, seconds=seconds)
+            with spare_core(loop.mesh):
+                latencies |= p99(loop, "api_spare", rate=rate, seconds=seconds)
     fresh = list(loop.published.values())
     return {
         "seed": plan.seed, "minutes": (time.monotonic() - began) / 60, "load_before": load,
@@ -152,7 +157,7 @@ def folder_of(mesh: Mesh, adapter: str) -> Path:
     return mesh.home / "adapters" / role / version
 
 
-def p99(loop: Loop, *, rate: int, seconds: int) -> dict[str, float]:
+def p99(loop: Loop, name: str, *, rate: int, seconds: int) -> dict[str, float]:
     """Latencies of requests that the master answers, in milliseconds: the loop paused, and at work on new facts."""
     from bench.loop import load
 
@@ -160,16 +165,44 @@ def p99(loop: Loop, *, rate: int, seconds: int) -> dict[str, float]:
     _steer(mesh, "pause")
     paused = load(mesh.port, rate=rate, seconds=seconds, model="master")
     _steer(mesh, "resume")
-    with new_examples(mesh, loop.plan.seed):
+    with new_examples(mesh, random.Random(f"{loop.plan.seed} {name}")):
         running = load(mesh.port, rate=rate, seconds=seconds, model="master")
-    found = {"api_paused_p99_ms": 1000 * quantile(paused, 0.99), "api_running_p99_ms": 1000 * quantile(running, 0.99)}
-    return {**found, "api_p99_ratio": ratio(found["api_running_p99_ms"], found["api_paused_p99_ms"])}
+    before, during = 1000 * quantile(paused, 0.99), 1000 * quantile(running, 0.99)
+    return {
+        f"{name}_paused_p99_ms": before,
+        f"{name}_running_p99_ms": during,
+        f"{name}_p99_ratio": ratio(during, before),
+    }
 
 
 @contextmanager
-def new_examples(mesh: Mesh, seed: int) -> Iterator[None]:
+def spare_core(mesh: Mesh) -> Iterator[None]:
+    """Keeps the last core for the learner alone, and the others for all else: mesh, scripted master and load."""
+    supervisor = psutil.Process(json.loads((mesh.home / "run" / "up.json").read_text())["pid"])
+    me, cores = psutil.Process(), sorted(os.sched_getaffinity(0))
+    running = [me, supervisor, *me.children(recursive=True), *supervisor.children(recursive=True)]
+    rest = cores[:-1] or cores
+    try:
+        for process in running:
+            _keep_on(process, lambda command: cores[-1:] if "hivemind.training.online" in command else rest)
+        yield
+    finally:
+        for process in running:
+            _keep_on(process, lambda _: cores)
+
+
+def _keep_on(process: psutil.Process, cores_for: Callable[[Sequence[str]], Sequence[int]]) -> None:
+    """Binds all threads of a process, and what they start, to the cores for its command; one that has ended to none."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        cores = cores_for(process.cmdline())
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, cores)
+
+
+@contextmanager
+def new_examples(mesh: Mesh, rng: random.Random) -> Iterator[None]:
     """Keeps learner and cycle at work: examples of other facts, and a cycle a second."""
-    facts = invent(random.Random(seed + 7), {TOWNS.name: FACTS})
+    facts = invent(rng, {TOWNS.name: FACTS})
     examples = [
         {"messages": [{"role": "user", "content": q}], "answer": f.answer, "tenant": "north", "domain": f.domain}
         for f in facts for q in taught(f)[:4]

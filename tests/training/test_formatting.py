@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemind.training.formatting import (
@@ -136,7 +136,6 @@ _RECORD = st.dictionaries(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_RECORD)
 def test_any_json_object_is_read_or_refused_and_never_crashes(record: dict[str, Any]) -> None:
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemind.servers.orchestrator.map_keeper import HELD_OUT_COUNT, HELD_OUT_NAMES
@@ -52,7 +52,6 @@ def measured(
 # packing
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 50), min_size=2, max_size=12), min_size=1, max_size=6), st.integers(0, 8))
 def test_a_pack_holds_every_learnt_token_with_the_place_that_foretells_it(bodies: list[list[int]], shared: int) -> None:
     pytest.importorskip("torch", reason="the extra train is not installed")
@@ -208,7 +207,6 @@ def test_about_one_in_six_is_held_out_for_ever_by_its_id() -> None:
     assert held == [n for n in range(6000) if is_held_out(f"p{n}", 6)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 500), st.sampled_from(["loud", "loud", "loud", "a", "b"])), max_size=120))
 def test_memory_stays_within_its_bounds_and_no_tenant_drives_the_others_out(sent: list[tuple[int, str]]) -> None:
     memory = Memory(Bounds(memory=20, held_out=6, held_out_of=6, tenant_share=0.5))
@@ -357,7 +355,6 @@ def test_one_tenant_with_many_held_out_examples_does_not_outweigh_the_others() -
     assert measured({"loud": [0.0] * 90, "quiet": [2.0] * 10}).loss == pytest.approx(1.0)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 10), st.floats(0, 10), st.booleans(), st.booleans())
 def test_scores_of_a_pair_add_up_to_one_whoever_goes_first(a: float, b: float, x: bool, y: bool) -> None:
     mine, theirs = Reading(a, 1, x), Reading(b, 1, y)
