@@ -80,6 +80,7 @@ class LearnerKeeper:
         self._missing, self._clock, self._role = missing, clock, house.folder.role
         self._champion_at = self._start_at = 0.0
         self._retry_s = terms.retry_s
+        self._distrusted: set[str] = set()
         self._note = ""
         self._ending = False
 
@@ -134,6 +135,9 @@ class LearnerKeeper:
         """Starts the process with the first example, and again, later each time, when it ended."""
         process = self._house.process
         self._house.metrics.show(self._role, seen)
+        for tenant in set(seen.distrusted) - self._distrusted:
+            _log.warning("tenant_distrusted", role=self._role, tenant=tenant, note="checked answers contradict it")
+        self._distrusted = set(seen.distrusted)
         if process.lives:
             if seen.live:
                 self._retry_s = self._terms.retry_s

@@ -72,6 +72,10 @@ class LearnerMetrics:
             "hivemind_learner_set_aside", "Examples that are not learnt, by reason.", ["role", "reason"],
             registry=registry,
         )  # fmt: skip
+        self._distrusted = Gauge(
+            "hivemind_learner_distrusted_tenants", "Tenants whose unchecked examples are not learnt.", ["role"],
+            registry=registry,
+        )  # fmt: skip
         self._cpu = Gauge(
             "hivemind_learner_cpu_seconds", "CPU time of learning and checking.", ["role"], registry=registry
         )
@@ -94,6 +98,7 @@ class LearnerMetrics:
             self._checks.labels(role, outcome).set(count)
         for reason, count in status.set_aside.items():
             self._set_aside.labels(role, reason).set(count)
+        self._distrusted.labels(role).set(len(seen.distrusted))
         self._cpu.labels(role).set(status.cpu_seconds)
         for who, name in (("candidate", "held_out_exact"), ("champion", "champion_held_out_exact")):
             if name in status.evaluation:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
 from hivemind.servers.arbiter.example import Example
@@ -253,9 +254,12 @@ async def test_a_tenant_that_teaches_wrong_answers_is_unlearnt_and_keeps_nothing
             assert taken.accepted == 8
 
         done = await until_learner(rig, lambda n: n.published and n.state == Learner.WAITING and not n.waiting)
+        async with httpx.AsyncClient() as client:
+            metrics = (await client.get(f"http://127.0.0.1:{rig.metrics_port}/metrics")).text
         untaught, after = await asyncio.to_thread(held_out_losses, rig.home, teachable_base, "honest")
 
     assert after < 0.5 * untaught
+    assert 'hivemind_learner_distrusted_tenants{role="implementer"} 1.0' in metrics
     assert list(done.distrusted_tenants) == ["loud"]
     assert {i["lesson"]["tenant"] for i in saved(rig.home)["memory"]["items"]} == {"honest"}
 
