@@ -17,6 +17,7 @@ from hivemind.training.online.gate import (
     GateLimits,
     HeldOut,
     Measured,
+    decisive,
     figures,
     harmed,
     is_better,
@@ -45,7 +46,7 @@ def measured(
     losses: dict[str, list[float]], *, questions: float = 1.0, text: float = 1.0, kl: float = 0.0, exact: int = 0
 ) -> Measured:
     found = [(tenant, loss) for tenant, all_of in losses.items() for loss in all_of]
-    held = tuple(HeldOut(str(i), tenant, Reading(loss, 1, i < exact)) for i, (tenant, loss) in enumerate(found))
+    held = tuple(HeldOut(str(i), tenant, Reading(loss, 1, i < exact), True) for i, (tenant, loss) in enumerate(found))
     return Measured(held, questions, text, kl)
 
 
@@ -342,7 +343,8 @@ def test_held_out_examples_that_were_checked_have_the_first_word(
     before = both([1.0] * len(checked), [1.0] * 9)
     candidate = both(checked, unchecked)
 
-    assert (is_better(candidate, before, LIMITS), harmed(candidate, before, LIMITS)) == (better, harm)
+    part = decisive(candidate, before, LIMITS)
+    assert (is_better(*part, LIMITS), harmed(*part, LIMITS)) == (better, harm)
     assert bool(refusal(candidate, before, LIMITS)) == bool(harm)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -25,7 +25,7 @@ class HeldOut:
     id: str
     tenant: str
     reading: Reading
-    checked: bool = True
+    checked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class Measured:
     def jury(self) -> "Measured":
         """The same with the held-out examples that have the first word: those that were checked, or all where these are
         fewer than FEW. Anybody may teach wrong answers, and some of these are held out."""
-        checked = tuple(h for h in self.held_out if h.checked)
-        return replace(self, held_out=checked) if len(checked) >= FEW else self
+        sits = jury_sits(h.checked for h in self.held_out)
+        return replace(self, held_out=tuple(h for h in self.held_out if h.checked)) if sits else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,11 @@ class GateLimits:
     mastered: float
 
 
+def jury_sits(checked: Iterable[bool]) -> bool:
+    """Whether enough of what is held out was checked."""
+    return sum(checked) >= FEW
+
+
 def refusal(candidate: Measured, champion: Measured, limits: GateLimits) -> str:
     """Why a candidate may not be published, in one sentence; empty: it may."""
     found = [
@@ -77,11 +82,18 @@ def refusal(candidate: Measured, champion: Measured, limits: GateLimits) -> str:
     ]
     if candidate.kl > limits.kl:
         found.append(f"it is {candidate.kl:.3g} nats a token from the champion, the limit is {limits.kl:.3g}")
-    found.append(is_worse(candidate, champion, limits))
+    found.append(is_worse(*decisive(candidate, champion, limits), limits))
     mine, theirs = candidate.jury.exact, champion.jury.exact
     if mine < theirs:
         found.append(f"it answers {mine} held-out questions exactly, the champion {theirs}")
     return "; ".join(filter(None, found))
+
+
+def decisive(candidate: Measured, before: Measured, limits: GateLimits) -> tuple[Measured, Measured]:
+    """What a candidate is compared by: the jury, or all that is held out where the jury sees no difference."""
+    mine, theirs = candidate.jury, before.jury
+    differs = is_better(mine, theirs, limits) or is_worse(mine, theirs, limits)
+    return (mine, theirs) if differs else (candidate, before)
 
 
 def harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[str]:
@@ -91,10 +103,6 @@ def harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[st
     only where chance hardly explains it, as a few examples read a little differently with every step. Of a tenant with
     fewer than FEW held-out examples nothing is said.
     """
-    return _harmed(*_decisive(candidate, before, limits), limits)
-
-
-def _harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[str]:
     pairs: dict[str, list[tuple[Reading, Reading]]] = defaultdict(list)
     for mine, theirs in zip(candidate.held_out, before.held_out, strict=True):
         pairs[mine.tenant].append((mine.reading, theirs.reading))
@@ -109,11 +117,7 @@ def _harmed(candidate: Measured, before: Measured, limits: GateLimits) -> list[s
 
 def is_worse(candidate: Measured, before: Measured, limits: GateLimits) -> str:
     """What got worse, in one sentence; empty: nothing. The mean over tenants is held to the same as a tenant."""
-    return _is_worse(*_decisive(candidate, before, limits), limits)
-
-
-def _is_worse(candidate: Measured, before: Measured, limits: GateLimits) -> str:
-    harm = _harmed(candidate, before, limits)
+    harm = harmed(candidate, before, limits)
     if harm:
         return f"it reads what is held out of {', '.join(harm)} worse than what was there before"
     both = [(m.reading, t.reading) for m, t in zip(candidate.held_out, before.held_out, strict=True)]
@@ -144,17 +148,6 @@ def _answers_lost(pairs: Sequence[tuple[Reading, Reading]]) -> bool:
 
 def is_better(candidate: Measured, before: Measured, limits: GateLimits) -> bool:
     """Whether it is worth a publication: more exact answers, or a held-out loss that has clearly fallen."""
-    return _is_better(*_decisive(candidate, before, limits), limits)
-
-
-def _decisive(candidate: Measured, before: Measured, limits: GateLimits) -> tuple[Measured, Measured]:
-    """What a candidate is compared by: the jury, or all that is held out where the jury sees no difference."""
-    mine, theirs = candidate.jury, before.jury
-    differs = _is_better(mine, theirs, limits) or _is_worse(mine, theirs, limits)
-    return (mine, theirs) if differs else (candidate, before)
-
-
-def _is_better(candidate: Measured, before: Measured, limits: GateLimits) -> bool:
     if not candidate.held_out:
         return False
     if candidate.exact != before.exact:

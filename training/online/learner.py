@@ -16,15 +16,16 @@ from hivemind.training.adapter_files import AdapterMeta
 from hivemind.training.online.curriculum import Course, Step, next_step
 from hivemind.training.online.examination import Examiner, Reader
 from hivemind.training.online.gate import (
-    FEW,
     SCALES,
     GateLimits,
     Measured,
+    decisive,
     figures,
     harmed,
     is_better,
     is_mastered,
     is_worse,
+    jury_sits,
     refusal,
     score,
 )
@@ -191,10 +192,10 @@ class OnlineLearner:
         about, champion = self._progress.adapter_id, self._champion.id
         if about in ("", champion) or self._desk.outbox.waits(self._progress.number):
             return
-        jury_sits = sum(i.lesson.checked for i in self._memory.held.values()) >= FEW
+        sits = jury_sits(i.lesson.checked for i in self._memory.held.values())
         self._desk.outbox.record(
             [Outcome(f"before-learning:{about}:{i.id}"[:128], about, champion, score(a, b))
-             for i, a, b in zip(items, mine, champions, strict=True) if i.lesson.checked or not jury_sits]
+             for i, a, b in zip(items, mine, champions, strict=True) if i.lesson.checked or not sits]
         )  # fmt: skip
 
     # learning
@@ -250,10 +251,11 @@ class OnlineLearner:
             found = self._examiner.held_out(self._model.slow, scale, held)
             if scale == SCALES[0]:
                 self._mastered = is_mastered(found, self._limits)
-            if not is_better(found, before, self._limits):
-                why = why or is_worse(found, before, self._limits)
+            part = decisive(found, before, self._limits)
+            if not is_better(*part, self._limits):
+                why = why or is_worse(*part, self._limits)
                 break
-            why = is_worse(found, before, self._limits)
+            why = is_worse(*part, self._limits)
             if why:
                 continue
             found = self._examiner.whole(self._model.slow, scale, found)
@@ -263,7 +265,7 @@ class OnlineLearner:
                 self._publish(scale, found, champion)
                 return
         if why:
-            self._suspect(harmed(found, before, self._limits))
+            self._suspect(harmed(*part, self._limits))
             self._refuse(why)
 
     def _suspect(self, harm: Sequence[str]) -> None:
