@@ -55,7 +55,9 @@ class Lesson:
         word of a longer answer, which has its capital anyway. Two answers that name nothing in common disagree."""
         asked = {w.lower() for t in self.messages for w in _WORD.findall(t.content)}
         words = _WORD.findall(self.answer)
-        named = [w.lower() for i, w in enumerate(words) if _names(w) and (i or len(words) <= _SHORT or not w.isalpha())]
+        named = [
+            w.lower() for i, w in enumerate(words) if is_name(w) and (i or len(words) <= _SHORT or not w.isalpha())
+        ]
         return sorted(set(named) - asked)[:_MOST_CLAIMS]
 
     def to_json(self) -> bytes:
@@ -119,7 +121,8 @@ def lesson_of(sent: Submission) -> Lesson:
     return lesson if name else replace(lesson, id=f"text-{_mark(lesson.question_mark, lesson.answer_mark)}")
 
 
-def _names(word: str) -> bool:
+def is_name(word: str) -> bool:
+    """Whether a word says what a text is about: a name or a number, by a capital letter or a digit."""
     return any(c.isupper() or c.isdigit() for c in word)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from hivemind.servers.trainer.lesson import is_name
 from hivemind.training.online.memory import Item
 
 _WORD: Final = re.compile(r"\w+")
@@ -82,7 +83,7 @@ def reworded(item: Item, drop: float, rng: random.Random) -> Item:
 
 
 def _tells(word: str, answer: Collection[str]) -> bool:
-    return any(c.isupper() or c.isdigit() for c in word) or any(p in answer for p in _WORD.findall(word.lower()))
+    return is_name(word) or any(p in answer for p in _WORD.findall(word.lower()))
 
 
 def _urgency(item: Item, rng: random.Random) -> tuple[bool, float]:
