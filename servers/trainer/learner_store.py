@@ -1,8 +1,10 @@
 """The inbox and the state of online learners in Redis, as the Trainer sees them; see learner_keys.py."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import chain
 from typing import Any, Final
 
 import orjson
@@ -41,14 +43,13 @@ class RedisLearners:
         """See learner.Learners."""
         keys = Keys(role)
         limits = self._limits
-        fields = ((n.id, n.question_mark, n.answer_mark, n.tenant, orjson.dumps(n.claims), int(n.checked), n.to_json())
-                  for n in lessons)  # fmt: skip
+        fields = await asyncio.to_thread(_fields, lessons)
         with store_errors():
             answer: Any = await self._inbox(
                 keys=[keys.inbox, keys.known, keys.answers, keys.shares, _FENCE, _again(call),
                       keys.trust, keys.distrusted],
                 args=[call.fingerprint, token, limits.inbox, limits.of_tenant, limits.remembered, limits.patience,
-                      *(value for lesson in fields for value in lesson)],
+                      *fields],
             )  # fmt: skip
         _refuse(answer, token)
         if answer[0] == b"FULL":
@@ -121,6 +122,15 @@ class RedisLearners:
         """See learner.Learners."""
         with store_errors():
             await self._redis.hset(Keys(role).head, "note", note)
+
+
+def _fields(lessons: Sequence[Lesson]) -> list[Any]:
+    """What inbox.lua takes of lessons. Marks and claims of many long texts take too long for the event loop."""
+    each = (
+        (n.id, n.question_mark, n.answer_mark, n.tenant, orjson.dumps(n.claims), int(n.checked), n.to_json())
+        for n in lessons
+    )
+    return list(chain.from_iterable(each))
 
 
 def _again(call: Call) -> str:
