@@ -718,9 +718,10 @@ class SubmitExamplesResponse(_message.Message):
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """How many were refused, by reason: `consent` (the tenant does not consent), `shape` (not a conversation that ends with a
-        question, or no answer), `size`, `contradiction` (the same question was taught with another answer before, and it is
-        not a `checked` one that another tenant's unchecked one gives way to), `distrusted` (unchecked, and what the tenant said without a check was at
-        odds with checked answers of others too often) and `tenant_share` (the tenant has as much waiting as it may have).
+        question, or no answer), `size`, `contradiction` (the same question was taught with another answer before, and this is
+        not a `checked` one that another tenant's unchecked one gives way to), `distrusted` (unchecked, and what the tenant said
+        without a check was at odds with checked answers of others too often) and `tenant_share` (the tenant has as much waiting
+        as it may have).
         """
 
     def __init__(
@@ -877,8 +878,8 @@ class OnlineLearner(_message.Message):
 
     @_builtins.property
     def set_aside(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Examples that were taken and are not learnt, by reason: `outlier`, `length`, `forgotten`, `harmful`, `replaced` (by a checked
-        answer to the same question), `distrusted`.
+        """Examples that were taken and are not learnt, by reason: `outlier`, `length`, `forgotten`, `harmful`, `replaced` (by
+        a checked answer to the same question), `distrusted`.
         """
 
     @_builtins.property
