@@ -1,5 +1,5 @@
 -- Takes lessons into the inbox of a learner, all of a call in one step, each at most once.
--- KEYS: inbox, known, answers, shares, fence, repeat ('' is none), trust, distrusted
+-- KEYS: inbox, known, answers, shares, fence, repeat ('' is none), trust, distrusted, compared
 -- ARGV: fingerprint, fencing token, most lessons in the inbox, most of one tenant, most that are remembered, how often a
 --   tenant must be contradicted to be distrusted (0: however often, it is not),
 --   then per lesson: id, question mark, answer mark, tenant, claims (JSON, a list), '1' if it was checked, JSON.
@@ -9,7 +9,7 @@
 -- Of two answers to a question the first stays, but one that was checked replaces another tenant's that was not: its entry
 -- in the inbox names that one in `replaces`.
 local inbox, known, answers, shares, fence, again = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local trust, distrusted = KEYS[7], KEYS[8]
+local trust, distrusted, compared = KEYS[7], KEYS[8], KEYS[9]
 local fingerprint, token = ARGV[1], tonumber(ARGV[2])
 local most, most_of_tenant = tonumber(ARGV[3]), tonumber(ARGV[4])
 local remembered, patience = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -45,7 +45,7 @@ end
 
 -- Counts for or against a tenant, once for each pair of examples; the older half of what was counted fades.
 local function weigh(tenant, right, pair)
-  if patience == 0 or right == nil or redis.call('ZADD', known, 'NX', now, 'p' .. pair) == 0 then return end
+  if patience == 0 or right == nil or redis.call('ZADD', compared, 'NX', now, pair) == 0 then return end
   local sums = cjson.decode(redis.call('HGET', trust, tenant) or '{"right":0,"wrong":0}')
   local name = right and 'right' or 'wrong'
   sums[name] = sums[name] + 1
@@ -86,6 +86,7 @@ for i = 1, lessons do
     outcomes[i] = 'taken'
   end
 end
+redis.call('ZREMRANGEBYRANK', compared, 0, -remembered - 1)
 while redis.call('ZCARD', known) > remembered do
   local oldest = redis.call('ZPOPMIN', known, 100)
   for i = 1, #oldest, 2 do

@@ -4,13 +4,13 @@ trainer:learner:<role>           hash: paused ('1' or ''), reason, drain (how of
                                  no learner), status (JSON of `LearnerStatus`, by the learner)
 trainer:learner:<role>:inbox     stream of lessons that are taken and not yet in the learner's own state: lesson (JSON),
                                  replaces (the id of one that is to be learnt no more, or empty)
-trainer:learner:<role>:known     ids, questions and pairs of lessons that were compared, by when they came: `i<id>`,
-                                 `q<mark>`, `p<ids>`; the oldest go
+trainer:learner:<role>:known     ids and questions by when they came: `i<id>`, `q<mark>`; the oldest go
 trainer:learner:<role>:answers   question mark -> JSON of the lesson that stands: id, tenant, checked, claims,
                                  answer (its mark)
 trainer:learner:<role>:trust     tenant -> JSON: how often what it taught without a check was `right` or `wrong` by
                                  checked answers of others
 trainer:learner:<role>:distrusted set of the tenants that were wrong too often
+trainer:learner:<role>:compared  pairs of ids of lessons that were compared, by when they were; the oldest go
 trainer:learner:<role>:shares    tenant -> lessons of its own in the inbox
 trainer:learner:<role>:lease     whose learner it is: the id of a Trainer, with a time to live
 trainer:learner:<role>:live      there while the learner lives, or would start with the first example
@@ -63,6 +63,11 @@ class Keys:
     def distrusted(self) -> str:
         """The tenants whose unchecked lessons are not learnt."""
         return f"{self.head}:distrusted"
+
+    @property
+    def compared(self) -> str:
+        """The lessons that were compared with each other."""
+        return f"{self.head}:compared"
 
     @property
     def lease(self) -> str:

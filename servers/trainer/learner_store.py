@@ -47,7 +47,7 @@ class RedisLearners:
         with store_errors():
             answer: Any = await self._inbox(
                 keys=[keys.inbox, keys.known, keys.answers, keys.shares, _FENCE, _again(call),
-                      keys.trust, keys.distrusted],
+                      keys.trust, keys.distrusted, keys.compared],
                 args=[call.fingerprint, token, limits.inbox, limits.of_tenant, limits.remembered, limits.patience,
                       *fields],
             )  # fmt: skip

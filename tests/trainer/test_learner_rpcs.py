@@ -166,6 +166,15 @@ async def test_the_same_contradiction_again_and_other_words_for_the_same_count_f
     assert list(learner.distrusted_tenants) == []
 
 
+async def test_contradictions_drive_nothing_out_that_is_known(quiet: Rig, empty_redis: RedisProcess) -> None:
+    await submit(quiet, *mayors(*TOWNS, name="Ada", tenant="quiet", checked=True))
+    known = empty_redis.client.zrange(KEYS.known, 0, -1)
+
+    await submit(quiet, *mayors(*TOWNS, name="Boris", tenant="loud"))
+
+    assert empty_redis.client.zrange(KEYS.known, 0, -1) == known
+
+
 @pytest.mark.parametrize(
     ("question", "answer", "claims"),
     [
