@@ -17,12 +17,13 @@ from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, PUT
 from hivemind.servers.router.outcomes import rated
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.skill_store import LEARN, SKILLS, field_of, key_of, opinions_of
-from hivemind.servers.router.skills import Skills
+from hivemind.servers.router.skills import Key, Opinions, Skills
 
 _log = structlog.get_logger()
 
 STREAM: Final = "router:feedback"
 OPINIONS_MAX: Final = 32
+_PORTION: Final = 500
 _OF_REQUEST: Final = "router:feedback:"
 _ADD: Final = (
     PUT
@@ -92,9 +93,12 @@ class RedisFeedbackStore:
         """Keeps a snapshot of the counts up to date, for ever; the last one holds while Redis is away."""
         while True:
             try:
-                with store_errors():
-                    found: Any = await self._redis.hgetall(SKILLS)
-                skills.replace({key_of(k): opinions_of(v) for k, v in found.items()})
+                skills.replace(await self._counts())
             except MeshError as error:
                 _log.warning("skills_wait", reason=error.reason)
             await asyncio.sleep(interval_s)
+
+    async def _counts(self) -> dict[Key, Opinions]:
+        """All counts, read in portions: requests to models share the event loop."""
+        with store_errors():
+            return {key_of(k): opinions_of(v) async for k, v in self._redis.hscan_iter(SKILLS, count=_PORTION)}

@@ -15,7 +15,9 @@ from hivemind.servers.router.record_store import CONVERSATIONS
 
 LOOKED_AT: Final = 2_000
 """How many of the newest conversations are looked through."""
-_PAGE: Final = 200
+_PAGE: Final = 20
+"""How many are read at once: requests to models share the event loop."""
+_SAMPLED: Final = "router:sampled:"
 _NOMINATE: Final = (
     PUT
     + """
@@ -65,11 +67,10 @@ class RedisSamplingStore:
     ) -> list[str]:
         """Puts nominations of the newest answers of a domain into the outbox; their ids. STALE_FENCING_TOKEN where a
         newer leader has nominated."""
-        found = await self._recent(domain)
+        found = await self._recent(domain, count)
         args: list[Any] = [fencing_token, idempotency_key, f"{domain} {count} {value}", self._kept_s, count]
-        for conversation in found:
-            letter = orjson.dumps(Nomination(conversation.request_id, "SAMPLE", value))
-            args += (conversation.request_id, letter)
+        for request_id in found:
+            args += (request_id, orjson.dumps(Nomination(request_id, "SAMPLE", value)))
         with store_errors():
             kind, *rest = await self._nominate(keys=[NOMINATIONS], args=args)
         if kind == b"REUSED":
@@ -80,9 +81,10 @@ class RedisSamplingStore:
             raise MeshError("STALE_FENCING_TOKEN", message, metadata={"newest_token": rest[0].decode()})
         return str(rest[0].decode()).split()
 
-    async def _recent(self, domain: str) -> Sequence[Conversation]:
-        """Conversations of the domain among the newest, newest first."""
-        found: list[Conversation] = []
+    async def _recent(self, domain: str, count: int) -> Sequence[str]:
+        """Requests of the domain that were not nominated yet, newest first, by the newest conversations: `count` and
+        perhaps some more."""
+        found: list[str] = []
         last = "+"
         for _ in range(LOOKED_AT // _PAGE):
             with store_errors():
@@ -91,5 +93,15 @@ class RedisSamplingStore:
                 break
             last = f"({rows[-1][0].decode()}"
             talks = (Conversation.from_json(orjson.loads(fields[b"c"])) for _, fields in rows)
-            found += [t for t in talks if t.domain == domain and self._consents(t.tenant)]
+            found += await self._fresh([t.request_id for t in talks if t.domain == domain and self._consents(t.tenant)])
+            if len(found) >= count:
+                break
         return found
+
+    async def _fresh(self, request_ids: list[str]) -> list[str]:
+        """Those that were not nominated yet."""
+        if not request_ids:
+            return []
+        with store_errors():
+            sampled: Any = await self._redis.mget([_SAMPLED + i for i in request_ids])
+        return [i for i, mark in zip(request_ids, sampled, strict=True) if mark is None]

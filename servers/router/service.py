@@ -26,6 +26,8 @@ from hivemind.v1 import router_pb2, router_pb2_grpc
 
 RECORD_WAIT_S: Final = 1.0
 _RECORD_POLL_S: Final = 0.05
+_PORTION: Final = 20
+"""How much of a page is read and turned into messages at once: requests to models share the event loop."""
 
 
 class RouterService(router_pb2_grpc.RouterServiceServicer):
@@ -148,12 +150,16 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.ListRequestsRequest, context: Any
     ) -> router_pb2.ListRequestsResponse:
         """See router.proto."""
-        size = page_size(request.page_size)
-        found, token = await self._records.list(page_size=size, page_token=request.page_token, tenant=request.tenant)
-        opinions = await self._feedback.of([r.request_id for r in found])
-        return router_pb2.ListRequestsResponse(
-            requests=map(translate.record_of, found, opinions), next_page_token=token
-        )
+        left, place = page_size(request.page_size), request.page_token
+        page = router_pb2.ListRequestsResponse()
+        while left:
+            size = min(left, _PORTION)
+            found, place = await self._records.list(page_size=size, page_token=place, tenant=request.tenant)
+            opinions = await self._feedback.of([r.request_id for r in found])
+            page.requests.extend(map(translate.record_of, found, opinions))
+            left = left - len(found) if place else 0
+        page.next_page_token = place
+        return page
 
     async def NominateRequests(
         self, request: router_pb2.NominateRequestsRequest, context: Any
@@ -169,8 +175,15 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.ListOpinionsRequest, context: Any
     ) -> router_pb2.ListOpinionsResponse:
         """See router.proto."""
-        found, place = await self._opinions.after(request.page_token, page_size(request.page_size))
-        return router_pb2.ListOpinionsResponse(opinions=map(translate.opinion_of, found), next_page_token=place)
+        left, place = page_size(request.page_size), request.page_token
+        page = router_pb2.ListOpinionsResponse()
+        while left:
+            size = min(left, _PORTION)
+            found, place = await self._opinions.after(place, size)
+            page.opinions.extend(map(translate.opinion_of, found))
+            left = left - size if len(found) == size else 0
+        page.next_page_token = place
+        return page
 
     async def _find(self, request_id: str) -> Record:
         end = self._clock() + RECORD_WAIT_S

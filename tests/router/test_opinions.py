@@ -154,3 +154,13 @@ async def test_a_repeated_key_has_one_effect(client: redis.asyncio.Redis, record
     with pytest.raises(MeshError) as refused:
         await nominate(store, count=2, key="k")
     assert refused.value.reason == "IDEMPOTENCY_KEY_REUSED"
+
+
+async def test_answers_that_wait_behind_many_nominated_ones_are_found(
+    client: redis.asyncio.Redis, records: RedisRecordStore
+) -> None:
+    await records.append([entry(f"r{i}") for i in range(70)])
+    store = sampling(client)
+    await nominate(store, count=65)
+
+    assert await nominate(store, count=3) == ["r4", "r3", "r2"]
