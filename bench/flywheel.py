@@ -35,12 +35,12 @@ FACTS: Final = 20
 MEDIANS: Final = (
     "freshness_p50_s", "freshness_p95_s", "exact_before", "exact_after", "control_delta", "plain_text_delta",
     "elsewhere_delta", "cost_ratio", "accuracy_on", "accuracy_off", "learn_cpu_s", "api_p99_ratio",
-    "api_spare_p99_ratio",
+    "api_spare_p99_ratio", "api_hurried_p99_ratio", "api_spare_hurried_p99_ratio",
 )  # fmt: skip
 TARGETS: Final[Mapping[str, str]] = {
     "freshness_p50_s": "60 at most", "exact_before": "0", "exact_after": "0.9 at least",
     "control_delta": "0.02 at most", "plain_text_delta": "0.02 at most", "cost_ratio": "0.5 at most",
-    "learn_cpu_s": "300 at most", "api_p99_ratio": "1.5 at most, with a spare core",
+    "learn_cpu_s": "300 at most", "api_spare_p99_ratio": "1.5 at most",
 }  # fmt: skip
 
 
@@ -158,20 +158,28 @@ def folder_of(mesh: Mesh, adapter: str) -> Path:
 
 
 def p99(loop: Loop, name: str, *, rate: int, seconds: int) -> dict[str, float]:
-    """Latencies of requests that the master answers, in milliseconds: the loop paused, and at work on new facts."""
+    """Latencies of requests that the master answers, in milliseconds: the loop paused, at work on new facts at its own
+    pace, and hurried: with a cycle each second besides."""
     from bench.loop import load
 
     mesh = loop.mesh
+
+    def measured() -> float:
+        return 1000 * quantile(load(mesh.port, rate=rate, seconds=seconds, model="master"), 0.99)
+
     _steer(mesh, "pause")
-    paused = load(mesh.port, rate=rate, seconds=seconds, model="master")
+    paused = measured()
     _steer(mesh, "resume")
-    with new_examples(mesh, random.Random(f"{loop.plan.seed} {name}")):
-        running = load(mesh.port, rate=rate, seconds=seconds, model="master")
-    before, during = 1000 * quantile(paused, 0.99), 1000 * quantile(running, 0.99)
+    teach_more(mesh, random.Random(f"{loop.plan.seed} {name}"))
+    running = measured()
+    with each_second(lambda: mesh.post("/api/orchestrator:cycle", {})):
+        hurried = measured()
     return {
-        f"{name}_paused_p99_ms": before,
-        f"{name}_running_p99_ms": during,
-        f"{name}_p99_ratio": ratio(during, before),
+        f"{name}_paused_p99_ms": paused,
+        f"{name}_running_p99_ms": running,
+        f"{name}_hurried_p99_ms": hurried,
+        f"{name}_p99_ratio": ratio(running, paused),
+        f"{name}_hurried_p99_ratio": ratio(hurried, paused),
     }
 
 
@@ -199,18 +207,15 @@ def _keep_on(process: psutil.Process, cores_for: Callable[[Sequence[str]], Seque
             os.sched_setaffinity(thread.id, cores)
 
 
-@contextmanager
-def new_examples(mesh: Mesh, rng: random.Random) -> Iterator[None]:
-    """Keeps learner and cycle at work: examples of other facts, and a cycle a second."""
+def teach_more(mesh: Mesh, rng: random.Random) -> None:
+    """Gives the learner work: examples of other facts."""
     facts = invent(rng, {TOWNS.name: FACTS})
     examples = [
         {"messages": [{"role": "user", "content": q}], "answer": f.answer, "tenant": "north", "domain": f.domain}
         for f in facts for q in taught(f)[:4]
     ]  # fmt: skip
     mesh.post("/api/train/examples", {"examples": examples})
-    mesh.until("the learner learns", lambda: _learns(mesh), within_s=60)
-    with each_second(lambda: mesh.post("/api/orchestrator:cycle", {})):
-        yield
+    mesh.until("the learner learns", lambda: _learns(mesh), within_s=200)
 
 
 def _learns(mesh: Mesh) -> bool:
