@@ -17,7 +17,11 @@ from hivemind.servers.common.errors import MeshError
 _log = structlog.get_logger()
 
 BLOCK_CALLS: Final = 16
-"""How many calls of the size at hand a block is asked for."""
+"""How many calls of the size at hand a block is asked for at least."""
+BLOCK_CALLS_MOST: Final = 1024
+BLOCK_S: Final = 1.0
+"""A block that lasts less than this is followed by one of twice the calls, else by one of half: the RPC for a block
+costs about as much as a request. What is left stays shared: the Governor grants an eighth of it at the most."""
 IDLE_S: Final = 2.0
 """A block that nobody used for so long goes back to the Governor."""
 REFUSAL_S: Final = 0.25
@@ -112,6 +116,8 @@ class _Pool:
     unsettled: int = 0
     last_used: float = 0.0
     give_back: bool = False
+    calls: int = BLOCK_CALLS
+    granted_at: float = float("-inf")
     refusal: MeshError | None = None
     refused_from: int = 0
     refused_until: float = 0.0
@@ -120,8 +126,15 @@ class _Pool:
     def take(self, grant: ReservationGrant, now: float) -> None:
         """Adds a block. It is given up a little before the Governor does, and renewed at half of its time."""
         expires_at, renew_at = now + 0.9 * grant.ttl_s, now + grant.ttl_s / 2
+        self.granted_at = now
         self.blocks.append(_Block(grant.reservation_id, grant.granted_micros, expires_at, renew_at))
         self.give_back, self.refusal = False, None
+
+    def wanted_calls(self, now: float) -> int:
+        """For how many calls a block is asked for now."""
+        short = now - self.granted_at < BLOCK_S
+        self.calls = min(BLOCK_CALLS_MOST, 2 * self.calls) if short else max(BLOCK_CALLS, self.calls // 2)
+        return self.calls
 
     def in_use(self, now: float) -> bool:
         """Whether it holds anything that must not be forgotten."""
@@ -234,8 +247,9 @@ class BudgetBook:
             while (short := amount - pool.available(self._clock())) > 0:
                 if pool.refusal is not None and self._clock() < pool.refused_until and short >= pool.refused_from:
                     raise pool.refusal
+                wanted = amount * pool.wanted_calls(self._clock())
                 try:
-                    grant = await self._keeper.reserve(tenant, min_micros=short, wanted_micros=BLOCK_CALLS * amount)
+                    grant = await self._keeper.reserve(tenant, min_micros=short, wanted_micros=wanted)
                 except MeshError as error:
                     return self._refused(tenant, pool, error, short)
                 if grant.unlimited:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemind.servers.common.errors import MeshError
-from hivemind.servers.common.spend import IDLE_S, BudgetBook, BudgetView, ReservationGrant, Settlement
+from hivemind.servers.common.spend import BLOCK_CALLS, IDLE_S, BudgetBook, BudgetView, ReservationGrant, Settlement
 
 VIEW = BudgetView(tenants=frozenset({"t"}), known=True, fresh=True)
 
@@ -22,11 +22,13 @@ class Governor:
     held: dict[str, int] = field(default_factory=dict)
     down: bool = False
     calls: int = 0
+    asked: list[int] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)
 
     async def reserve(self, tenant: str, *, min_micros: int, wanted_micros: int) -> ReservationGrant:
         await asyncio.sleep(0)
         self.calls += 1
+        self.asked.append(wanted_micros)
         if self.down:
             raise MeshError("PEER_UNAVAILABLE", "down")
         left = self.limit - self.spent - sum(self.held.values())
@@ -78,6 +80,26 @@ async def test_many_calls_take_few_reservations() -> None:
         await spend(book, 100, 60)
 
     assert governor.calls <= 8
+
+
+async def test_blocks_grow_with_the_demand_and_shrink_again() -> None:
+    governor, clock = Governor(10**9), Clock()
+    book = book_for(governor, clock)
+
+    for _ in range(2000):  # in two seconds
+        clock.now += 0.001
+        await spend(book, 100, 100)
+    in_a_rush = governor.calls
+    for _ in range(200):  # in half an hour
+        clock.now += 10
+        await spend(book, 100, 100)
+        await book.flush()
+    await book.close()
+
+    assert in_a_rush <= 10
+    assert governor.spent == 220_000
+    assert not governor.held
+    assert governor.asked[-1] == BLOCK_CALLS * 100
 
 
 @pytest.mark.parametrize("view", [BudgetView(known=True, fresh=True), VIEW])

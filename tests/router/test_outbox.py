@@ -96,6 +96,33 @@ async def test_what_a_dead_router_took_is_sent_when_it_is_back(client: redis.asy
     assert await same.send() == 1
 
 
+async def test_letters_are_sent_when_the_store_has_lost_everything_meanwhile(client: redis.asyncio.Redis) -> None:
+    sink = Sink()
+    sender, _ = sender_of(client, sink)
+    await store_of(client).append([entry("r1")])
+    await sender.send()
+
+    await client.flushall()
+    await store_of(client).append([entry("r2")])
+    await sender.send()
+
+    assert [request_id for request_id, _, _ in sink.got] == ["r1", "r2"]
+
+
+async def test_no_more_is_taken_at_once_than_asked_for_and_the_rest_comes_next(client: redis.asyncio.Redis) -> None:
+    outbox = RedisOutbox(client, NOMINATIONS, router="a")
+    await outbox.put([b"%d" % i for i in range(7)])
+    seen = []
+
+    for _ in range(3):
+        letters = await outbox.take(3)
+        assert [letter.text for letter in await outbox.take(3)] == [letter.text for letter in letters]
+        await outbox.done(letters)
+        seen += [letter.text for letter in letters]
+
+    assert seen == [b"%d" % i for i in range(7)]
+
+
 async def test_a_candidate_that_is_refused_does_not_hold_up_the_others(client: redis.asyncio.Redis) -> None:
     await store_of(client).append([entry("r1"), entry("bad"), entry("r3")])
     sink = Sink()
