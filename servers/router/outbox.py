@@ -17,6 +17,8 @@ NOMINATIONS: Final = "router:nominations"
 """Nomination, for the Arbiter."""
 OUTCOMES: Final = "router:outcomes"
 """Outcome, for the AdapterRegistry."""
+SAMPLED: Final = "router:sampled:"
+"""Prefix of the keys of requests that were nominated."""
 MOST: Final = 10_000
 _DROPPED: Final = ":dropped"
 _GROUP: Final = "routers"

@@ -15,7 +15,7 @@ from hivemind.servers.common.errors import invalid_field
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.conversation import Conversation
 from hivemind.servers.router.opinions import OPINIONS, TELL, verdicts_of
-from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, PUT
+from hivemind.servers.router.outbox import NOMINATIONS, OUTCOMES, PUT, SAMPLED
 from hivemind.servers.router.recorder import Entry
 from hivemind.servers.router.records import Record
 from hivemind.servers.router.skill_store import LEARN, SKILLS, field_of
@@ -27,6 +27,7 @@ _APPEND: Final = (
     PUT
     + LEARN
     + TELL
+    + f"local sampled = '{SAMPLED}'"
     + """
 local now = redis.call('TIME')
 local function since(seconds) return string.format('%d', (tonumber(now[1]) - tonumber(seconds)) * 1000) end
@@ -48,7 +49,7 @@ for i = 4, #ARGV, 7 do
   end
   if ARGV[i + 3] ~= '' then
     put(KEYS[3], ARGV[i + 3])
-    redis.call('SET', 'router:sampled:' .. string.sub(ARGV[i], #'router:request:' + 1), 1, 'EX', kept_for)
+    redis.call('SET', sampled .. string.sub(ARGV[i], #'router:request:' + 1), 1, 'EX', kept_for)
   end
   if ARGV[i + 5] ~= '' then
     for _, letter in ipairs(cjson.decode(ARGV[i + 5])) do put(KEYS[5], letter) end

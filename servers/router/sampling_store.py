@@ -10,16 +10,16 @@ from hivemind.servers.common.errors import MeshError
 from hivemind.servers.common.redis_client import store_errors
 from hivemind.servers.router.conversation import Conversation
 from hivemind.servers.router.nomination import Nomination
-from hivemind.servers.router.outbox import NOMINATIONS, PUT
+from hivemind.servers.router.outbox import NOMINATIONS, PUT, SAMPLED
 from hivemind.servers.router.record_store import CONVERSATIONS
 
 LOOKED_AT: Final = 2_000
 """How many of the newest conversations are looked through."""
 _PAGE: Final = 20
 """How many are read at once: requests to models share the event loop."""
-_SAMPLED: Final = "router:sampled:"
 _NOMINATE: Final = (
     PUT
+    + f"local sampled = '{SAMPLED}'"
     + """
 -- KEYS: outbox. ARGV: fencing token or 0, idempotency key or '', its fingerprint, how long to remember in seconds, how
 -- many at most, then pairs of request id and letter. Answers {'OK', ids}, {'FENCED', newest token} or {'REUSED'}.
@@ -40,7 +40,7 @@ end
 local ids = {}
 for i = 6, #ARGV, 2 do
   if #ids >= tonumber(ARGV[5]) then break end
-  if redis.call('SET', 'router:sampled:' .. ARGV[i], 1, 'EX', ARGV[4], 'NX') then
+  if redis.call('SET', sampled .. ARGV[i], 1, 'EX', ARGV[4], 'NX') then
     put(KEYS[1], ARGV[i + 1])
     ids[#ids + 1] = ARGV[i]
   end
@@ -103,5 +103,5 @@ class RedisSamplingStore:
         if not request_ids:
             return []
         with store_errors():
-            sampled: Any = await self._redis.mget([_SAMPLED + i for i in request_ids])
-        return [i for i, mark in zip(request_ids, sampled, strict=True) if mark is None]
+            marks: Any = await self._redis.mget([SAMPLED + i for i in request_ids])
+        return [i for i, mark in zip(request_ids, marks, strict=True) if mark is None]
